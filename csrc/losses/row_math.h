@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The formulas of the losses for one row, once, for CPU vectors and CUDA threads alike.
 //
-// Math supplies V (a float, a double or a SIMD vector of rows or columns), exp2 and log2. Masks are
-// whatever V's comparisons give, so `mask ? a : b` selects per lane. Exponents and logarithms are to
+// Math supplies V (a float, a double or a SIMD vector of rows or columns), broadcast, multiply_add,
+// exp2 and log2. Masks are whatever V's comparisons give, so `mask ? a : b` selects per lane. Exponents and logarithms are to
 // the base 2, because the hardware's are; ln 2 enters once per row or element at the end.
 //
 // With z = (x - max x) / temperature * log2(e), e = 2^z, and the sums over a row's actions:
@@ -45,7 +45,7 @@ struct RowMath {
   // otherwise meet inf - inf.
   static FASTDISTILL_HD V shifted(V logit, V shift, Factor<Real> factor) {
     const V distance = logit - shift;
-    const V z = distance * factor.high + distance * factor.low;
+    const V z = Math::multiply_add(distance, constant(factor.high), distance * factor.low);
     return distance < constant(-1e30) ? minus_infinity() : z;
   }
 
