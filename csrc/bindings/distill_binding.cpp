@@ -6,6 +6,7 @@
 #include <string>
 
 #include "bindings/cuda_bridge.h"
+#include "bindings/gradient_pool.h"
 #include "bindings/loss_arguments.h"
 #include "losses/cpu_dispatch.h"
 
@@ -94,33 +95,45 @@ double scale_of(Reduction reduction, LossKind kind, std::int64_t batch, std::int
   return terms > 0 ? 1.0 / terms : 1.0;  // an empty batch has loss 0
 }
 
-// The gradient's memory: the caller's, or new.
+// A gradient of our own: contiguous where memory is recycled, else as torch.empty_like lays it out.
+py::object new_gradient(const Call& call, py::handle student) {
+  const dlpack::Tensor& like = call.student;
+  const std::int64_t bytes = like.shape[0] * like.shape[1] * like.dtype.bits / 8;
+  if (like.device.type == dlpack::kCpu && bytes >= kMinPooledBytes) {
+    return pooled_tensor(like.shape[0], like.shape[1], like.dtype);
+  }
+  py::object grad = empty_like(call.student_owner ? py::handle(call.student_owner) : student);
+  // empty_like keeps the strides of a dense tensor, also those of a transposed one.
+  return has_adjacent_columns(view_of(grad, {"distill", "grad"})) ? grad : grad.attr("contiguous")();
+}
+
+void check_out_grad(const Call& call, py::handle out_grad, const char* function) {
+  const ArgumentName name{function, "out_grad"};
+  const dlpack::Tensor view = view_of(out_grad, name);
+  check_shape(view, call.student, "student_logits", name);
+  if (float_dtype(view, name) != call.args.student.dtype) {
+    raise_type(function, "out_grad", "have the dtype of student_logits", repr_of(out_grad.attr("dtype")));
+  }
+  check_same_device(view, call.student, "student_logits", name);
+  const bool overlaps = view.shape[0] > 1 && row_stride(view) < view.shape[1];
+  if (!has_adjacent_columns(view) || overlaps) {
+    raise_value(function, "out_grad", "have adjacent columns and separate rows",
+                "strides " + repr_of(out_grad.attr("stride")()));
+  }
+  if (view.data == call.args.student.data || view.data == call.args.teacher.data) {
+    raise_value(function, "out_grad", "be other memory than the logits", "the same address");
+  }
+}
+
 void place_gradient(Call& call, py::handle student, py::handle out_grad, const char* function,
                     Outputs& out) {
-  const ArgumentName name{function, "out_grad"};
-  out.grad = out_grad.is_none() ? empty_like(call.student_owner ? py::handle(call.student_owner) : student)
-                                : py::reinterpret_borrow<py::object>(out_grad);
-  dlpack::Tensor view = view_of(out.grad, name);
-  if (!out_grad.is_none()) {
-    check_shape(view, call.student, "student_logits", name);
-    if (float_dtype(view, name) != call.args.student.dtype) {
-      raise_type(function, "out_grad", "have the dtype of student_logits", repr_of(out_grad.attr("dtype")));
-    }
-    check_same_device(view, call.student, "student_logits", name);
-    const bool overlaps = view.shape[0] > 1 && row_stride(view) < view.shape[1];
-    if (!has_adjacent_columns(view) || overlaps) {
-      raise_value(function, "out_grad", "have adjacent columns and separate rows",
-                  "strides " + repr_of(out_grad.attr("stride")()));
-    }
-    if (view.data == call.args.student.data || view.data == call.args.teacher.data) {
-      raise_value(function, "out_grad", "be other memory than the logits", "the same address");
-    }
-  } else if (!has_adjacent_columns(view)) {
-    // empty_like keeps the strides of a dense tensor, also those of an expanded or transposed one.
-    out.grad = out.grad.attr("contiguous")();
-    view = view_of(out.grad, name);
+  if (out_grad.is_none()) {
+    out.grad = new_gradient(call, student);
+  } else {
+    check_out_grad(call, out_grad, function);
+    out.grad = py::reinterpret_borrow<py::object>(out_grad);
   }
-  if (out_grad.is_none()) prepare_large_result(view);
+  const dlpack::Tensor view = view_of(out.grad, {function, "out_grad"});
   call.args.grad = view.data;
   call.args.grad_row_stride = row_stride(view);
 }
@@ -175,6 +188,7 @@ py::tuple distill(int kind, py::handle student, py::handle teacher, py::handle a
 void register_distill(py::module_& m) {
   m.def("distill", &distill,
         "(loss, grad or None) of one distillation loss; see fastdistill.losses for the meaning.");
+  m.def("pooled_bytes", &pooled_bytes, "Memory that is kept for the gradients of later steps.");
   m.def("cpu_isa", &cpu_isa, "The instruction set of the CPU kernels: baseline, avx2 or avx512.");
 }
 

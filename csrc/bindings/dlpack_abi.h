@@ -32,15 +32,26 @@ struct Tensor {
   std::uint64_t byte_offset;
 };
 
+struct Version {
+  std::uint32_t major;
+  std::uint32_t minor;
+};
+
+struct ManagedTensor {
+  Version version;
+  void* context;
+  void (*deleter)(ManagedTensor* self);
+  std::uint64_t flags;
+  Tensor tensor;
+};
+
 struct ExchangeApi {
-  struct {
-    std::uint32_t major;
-    std::uint32_t minor;
-  } version;
+  Version version;
   void* previous;
   void* allocate;
   void* managed_from_object;
-  void* managed_to_object;
+  // Takes the tensor over; 0, or -1 with a Python exception set.
+  int (*managed_to_object)(ManagedTensor* tensor, void** out);
   // 0, or -1 with a Python exception set. The view lives as long as the object does.
   int (*tensor_from_object)(void* object, Tensor* out);
   int (*current_stream)(std::int32_t device_type, std::int32_t device_index, void** out);

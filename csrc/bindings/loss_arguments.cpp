@@ -4,18 +4,9 @@
 #include <cstring>
 #include <string>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace py = pybind11;
 
 namespace fastdistill {
-namespace {
-// glibc's largest mmap threshold: every block above it is mapped afresh.
-constexpr std::uintptr_t kRecycledBytes = std::uintptr_t{32} << 20;
-}  // namespace
-
 Reduction reduction_of(py::handle value, const char* function, bool with_batchmean) {
   const char* text = PyUnicode_Check(value.ptr()) ? PyUnicode_AsUTF8(value.ptr()) : nullptr;
   if (text != nullptr) {
@@ -118,22 +109,6 @@ py::object empty_like(py::handle object) {
   PyObject* result = PyObject_Vectorcall(torch_api().empty_like, &argument, 1, nullptr);
   if (result == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
-}
-
-void prepare_large_result(const dlpack::Tensor& tensor) {
-#if defined(__linux__)
-  constexpr std::uintptr_t page = std::uintptr_t{1} << 21;
-  if (tensor.device.type != dlpack::kCpu) return;
-  const auto bytes = static_cast<std::uintptr_t>(tensor.shape[0] * tensor.shape[1]) * tensor.dtype.bits / 8;
-  const auto start = reinterpret_cast<std::uintptr_t>(tensor.data);
-  const std::uintptr_t begin = (start + page - 1) / page * page;
-  const std::uintptr_t end = (start + bytes) / page * page;
-  // Smaller blocks are recycled by malloc with their pages. Advice only: where the kernel declines,
-  // the pages are small as before.
-  if (bytes > kRecycledBytes && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)tensor;
-#endif
 }
 
 }  // namespace fastdistill

@@ -39,8 +39,4 @@ pybind11::object new_tensor(const dlpack::Tensor& like, pybind11::handle like_ob
                             std::int64_t length);
 pybind11::object empty_like(pybind11::handle object);
 
-// Asks for huge pages under a large result before its first touch: without, most of the time of a
-// large batch goes into page faults.
-void prepare_large_result(const dlpack::Tensor& tensor);
-
 }  // namespace fastdistill

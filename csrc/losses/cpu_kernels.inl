@@ -69,7 +69,7 @@ double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
   for (Real& one : ones) one = Real(1);
   const Real* weights = static_cast<const Real*>(args.weight);
   Real* row_loss = static_cast<Real*>(args.row_loss);
-  double sums[lanes] = {};
+  ExactSum<M> sum;
   for (int64_t row = begin; row < end; row += lanes) {
     const int64_t count = end - row < lanes ? end - row : lanes;
     prefetch_rows(args.student, row + 2 * lanes, args);
@@ -83,7 +83,7 @@ double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
     const V weight = M::load_first(weights ? weights + row : ones, count, Real(0));
     const V loss = weight * RowKernel<M, kind, RowPerLane<M>>::run(block, settings, weight);
     if (row_loss) M::store_first(row_loss + row, count, loss);
-    for (int64_t i = 0; i < lanes; ++i) sums[i] += static_cast<double>(loss[i]);
+    sum.add(loss);
     if (!args.grad) continue;
     void* grad = at(args.grad, args.student.dtype, row * args.grad_row_stride);
     if (is_plain<Real>(args.student)) {
@@ -96,9 +96,7 @@ double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
                  at(args.grad, args.student.dtype, (row + i) * args.grad_row_stride));
     }
   }
-  double sum = 0.0;
-  for (const double part : sums) sum += part;
-  return sum;
+  return sum.value();
 }
 
 template <class M, LossKind kind>

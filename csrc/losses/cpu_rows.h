@@ -85,6 +85,30 @@ struct RowSettings {
 // Sums over a long row are kept in strips: an error grows with the length of a chain of additions.
 inline constexpr int64_t kStripVectors = 64;
 
+// The sum of many vectors with the rounding errors of its additions, exact to about twice the
+// precision (Neumaier's summation without its comparison, by Knuth's two-sum).
+template <class M>
+struct ExactSum {
+  typename M::V sum{};
+  typename M::V error{};
+
+  FASTDISTILL_HD void add(typename M::V value) {
+    const typename M::V total = sum + value;
+    const typename M::V added = total - sum;
+    error += (sum - (total - added)) + (value - added);
+    sum = total;
+  }
+  FASTDISTILL_HD double value() const {
+    double result = 0.0;
+    for (int i = 0; i < M::kLanes; ++i) {
+      result += static_cast<double>(sum[i]);
+      // inf - inf in the error must not turn an infinite loss into NaN.
+      if (error[i] == error[i]) result += static_cast<double>(error[i]);
+    }
+    return result;
+  }
+};
+
 template <class M, LossKind kind, class Layout>
 struct RowKernel {
   using V = typename M::V;
@@ -218,9 +242,10 @@ struct RowKernel {
                                          Mask silent) {
     const V inverse_s = factor / sums.s;
     const V inverse_t = factor / sums.t;
+    const bool any_silent = M::any(silent);
     for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
       const V grad = F::kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, inverse_t);
-      Layout::store(rows.grad + i, rows.elements - i, silent ? V{} : grad);
+      Layout::store(rows.grad + i, rows.elements - i, any_silent ? (silent ? V{} : grad) : grad);
     }
   }
 

@@ -42,11 +42,12 @@ FASTDISTILL_HD void store_quad(float* p, int64_t width, Quad quad) {
 
 FASTDISTILL_HD VFloat join(const Quad (&quads)[kQuads]) {
 #if defined(__AVX512F__)
-  const __m512 first = _mm512_castps128_ps512(reinterpret_cast<__m128>(quads[0]));
-  const __m512 second = _mm512_insertf32x4(first, reinterpret_cast<__m128>(quads[1]), 1);
-  const __m512 third = _mm512_insertf32x4(second, reinterpret_cast<__m128>(quads[2]), 2);
+  // Masked broadcasts from memory keep the shuffle unit free for the transposition.
+  __m512 all = _mm512_broadcast_f32x4(reinterpret_cast<__m128>(quads[0]));
+  all = _mm512_mask_broadcast_f32x4(all, 0x00F0, reinterpret_cast<__m128>(quads[1]));
+  all = _mm512_mask_broadcast_f32x4(all, 0x0F00, reinterpret_cast<__m128>(quads[2]));
   return reinterpret_cast<VFloat>(
-      _mm512_insertf32x4(third, reinterpret_cast<__m128>(quads[3]), 3));
+      _mm512_mask_broadcast_f32x4(all, 0xF000, reinterpret_cast<__m128>(quads[3])));
 #elif defined(__AVX2__)
   return reinterpret_cast<VFloat>(_mm256_set_m128(reinterpret_cast<__m128>(quads[1]),
                                                   reinterpret_cast<__m128>(quads[0])));
@@ -140,16 +141,20 @@ FASTDISTILL_HD void columns_to_strip(const float* columns, int64_t rows, int64_t
   }
 }
 
-// columns[j * lanes + i] = tile[i * stride + j]; lanes beyond `rows` become 0.
+// columns[j * lanes + i] = tile[i * stride + j]; lanes beyond `rows` become 0. Where the actions are
+// no multiple of four, the last quad starts earlier and moves some columns twice: that is cheaper
+// than part of a quad.
 FASTDISTILL_HD void tile_to_columns(const float* tile, int64_t stride, int64_t rows, int64_t actions,
                                     float* columns) {
-  int64_t j = 0;
-  if (rows == kFloatLanes) {
-    for (; j + 4 <= actions; j += 4) {
+  const int64_t last = actions - 4;
+  if (rows == kFloatLanes && last >= 0) {
+    for (int64_t j = 0; j < last; j += 4) {
       strip_to_columns<true>(tile + j, stride, rows, 4, columns + j * kFloatLanes);
     }
+    strip_to_columns<true>(tile + last, stride, rows, 4, columns + last * kFloatLanes);
+    return;
   }
-  for (; j < actions; j += 4) {
+  for (int64_t j = 0; j < actions; j += 4) {
     const int64_t width = actions - j < 4 ? actions - j : 4;
     strip_to_columns<false>(tile + j, stride, rows, width, columns + j * kFloatLanes);
   }
@@ -157,13 +162,15 @@ FASTDISTILL_HD void tile_to_columns(const float* tile, int64_t stride, int64_t r
 
 FASTDISTILL_HD void columns_to_tile(const float* columns, int64_t rows, int64_t actions, float* tile,
                                     int64_t stride) {
-  int64_t j = 0;
-  if (rows == kFloatLanes) {
-    for (; j + 4 <= actions; j += 4) {
+  const int64_t last = actions - 4;
+  if (rows == kFloatLanes && last >= 0) {
+    for (int64_t j = 0; j < last; j += 4) {
       columns_to_strip<true>(columns + j * kFloatLanes, rows, 4, tile + j, stride);
     }
+    columns_to_strip<true>(columns + last * kFloatLanes, rows, 4, tile + last, stride);
+    return;
   }
-  for (; j < actions; j += 4) {
+  for (int64_t j = 0; j < actions; j += 4) {
     const int64_t width = actions - j < 4 ? actions - j : 4;
     columns_to_strip<false>(columns + j * kFloatLanes, rows, width, tile + j, stride);
   }
