@@ -34,7 +34,7 @@ struct DistillArgs {
   double temperature = 0.01;
   double student_temperature = 1.0;
   double beta = 0.5;   // weight of the teacher in the mixture, jsd only
-  double scale = 1.0;  // 1 / divisor of the reduction, on loss and gradient
+  double scale = 1.0;  // 1 / divisor of the reduction, on loss and gradient; 1 with row_loss
   void* row_loss = nullptr;   // [batch] in the arithmetic type; null = reduce
   void* loss = nullptr;       // [] in the arithmetic type; null = per row
   void* grad = nullptr;       // [batch, actions] in the student's dtype; null = loss only

@@ -2,12 +2,14 @@
 // The formulas of the losses for one row, once, for CPU vectors and CUDA threads alike.
 //
 // Math supplies V (a float, a double or a SIMD vector of rows or columns), broadcast, multiply_add,
-// exp2 and log2. Masks are whatever V's comparisons give, so `mask ? a : b` selects per lane. Exponents and logarithms are to
+// at_least (a maximum that keeps a NaN in its first argument), exp2 and log2. Masks are whatever V's comparisons give, so `mask ? a : b` selects per lane. Exponents and logarithms are to
 // the base 2, because the hardware's are; ln 2 enters once per row or element at the end.
 //
 // With z = (x - max x) / temperature * log2(e), e = 2^z, and the sums over a row's actions:
 //   p = e_t / sum_t,  log2 p = z_t - log2 sum_t   (teacher; q and s likewise for the student)
-// A masked action has z = -inf and e = 0, and every term below is then 0 by selection, never 0 * inf.
+// A masked action (logit -inf) gets a z that is hugely negative yet finite, and e = 0: its terms are
+// then 0 by arithmetic, with no 0 * inf and no selection. A cross sum that such a z has entered with
+// a probability above 0 stands out by its size and is reported as +inf.
 #pragma once
 
 #include "common/host_device.h"
@@ -38,29 +40,32 @@ struct RowMath {
   static FASTDISTILL_HD V constant(double value) { return Math::broadcast(static_cast<Real>(value)); }
   static FASTDISTILL_HD V minus_infinity() { return Math::broadcast(-Math::infinity()); }
 
-  // NaN in `value` survives; it must reach the loss instead of vanishing in a maximum.
-  static FASTDISTILL_HD V at_least_zero(V value) { return value < constant(0) ? constant(0) : value; }
+  static FASTDISTILL_HD V at_least_zero(V value) { return Math::at_least(value, constant(0)); }
 
-  // z of the comment above. Below the limit the logit counts as -inf: the split product would
-  // otherwise meet inf - inf.
+  // z of the comment above; NaN stays NaN.
   static FASTDISTILL_HD V shifted(V logit, V shift, Factor<Real> factor) {
-    const V distance = logit - shift;
-    const V z = Math::multiply_add(distance, constant(factor.high), distance * factor.low);
-    return distance < constant(-1e30) ? minus_infinity() : z;
+    const V distance = Math::at_least(logit - shift, constant(-1e30));
+    return Math::multiply_add(distance, constant(factor.high), distance * factor.low);
   }
 
-  // A row without any unmasked action has no maximum; shifting by 0 keeps its z at -inf.
+  // A row without any unmasked action has no maximum; shifting by 0 keeps all its e at 0.
   static FASTDISTILL_HD V shift_of(V row_max) {
     return row_max == minus_infinity() ? constant(0) : row_max;
   }
 
   // sum_j e_a (z_a - z_b) is the cross sum of KL(a || b) in units of sum_a.
-  static FASTDISTILL_HD V cross_term(V e_a, V z_a, V z_b) {
-    return e_a > constant(0) ? e_a * (z_a - z_b) : constant(0);
+  static FASTDISTILL_HD V add_cross_term(V cross, V e_a, V z_a, V z_b) {
+    return Math::multiply_add(e_a, z_a - z_b, cross);
+  }
+
+  // Mean of z_a - z_b under a. Logits of float32 cannot reach the limit at any temperature allowed.
+  static FASTDISTILL_HD V mean_cross(V cross, V sum_a) {
+    const V mean = cross / sum_a;
+    return mean > constant(1e20) ? constant(Math::infinity()) : mean;
   }
 
   static FASTDISTILL_HD V kl_loss(V cross, V sum_a, V sum_b) {
-    const V bits = cross / sum_a - (Math::log2(sum_a) - Math::log2(sum_b));
+    const V bits = mean_cross(cross, sum_a) - (Math::log2(sum_a) - Math::log2(sum_b));
     return at_least_zero(constant(kLn2) * bits);
   }
 
@@ -69,12 +74,13 @@ struct RowMath {
     return e_s * inverse_sum_s - e_t * inverse_sum_t;
   }
 
-  // d KL(q || p) / d s_j * student_temperature = q_j (log q_j - log p_j - KL). Where the student
-  // covers an action that the teacher rules out the loss is +inf and has no gradient: 0.
-  static FASTDISTILL_HD V reverse_kl_grad(V e_s, V z_s, V z_t, V inverse_sum_s, V mean_cross) {
-    const V grad = constant(kLn2) * e_s * inverse_sum_s * ((z_s - z_t) - mean_cross);
+  // d KL(q || p) / d s_j * student_temperature = q_j (log q_j - log p_j - KL), from
+  // difference = z_s - z_t. Where the student covers an action that the teacher rules out the loss
+  // is +inf and has no gradient: 0.
+  static FASTDISTILL_HD V reverse_kl_grad(V e_s, V difference, V inverse_sum_s, V mean) {
+    const V grad = constant(kLn2) * e_s * inverse_sum_s * (difference - mean);
     const V live = e_s > constant(0) ? grad : constant(0);
-    return mean_cross == constant(Math::infinity()) ? constant(0) : live;
+    return mean == constant(Math::infinity()) ? constant(0) : live;
   }
 
   // m = beta p + (1 - beta) q. The larger of p and q is factored out, so neither may underflow.
