@@ -161,12 +161,12 @@ inline Row zero_row(std::size_t actions) {
   return {0, 0, std::vector<Exact>(actions, 0), std::vector<Exact>(actions, 0)};
 }
 
-inline Row mse_row(const std::vector<Exact>& s, const std::vector<Exact>& t) {
+inline Row mse_row(const std::vector<Exact>& s, const std::vector<Exact>& t, Exact temperature) {
   Row row = zero_row(s.size());
   for (std::size_t j = 0; j < s.size(); ++j) {
     if (s[j] == -kInfinity || t[j] == -kInfinity) continue;
     row.loss += (s[j] - t[j]) * (s[j] - t[j]);
-    row.grad[j] = 2 * (s[j] - t[j]);
+    row.grad[j] = 2 * (s[j] - t[j]) / temperature;
     row.grad_error[j] = std::fabs(row.grad[j]);
   }
   row.loss_error = 2 * row.loss;
@@ -179,7 +179,7 @@ inline Exact exp_error(Exact z) { return 2 + std::fabs(z); }
 inline Row oracle_row(const Problem& problem, const std::vector<Exact>& s,
                       const std::vector<Exact>& t) {
   const std::size_t actions = s.size();
-  if (problem.kind == LossKind::kMse) return mse_row(s, t);
+  if (problem.kind == LossKind::kMse) return mse_row(s, t, problem.student_temperature);
   const Softmax q(s, problem.student_temperature);
   Softmax p(t, problem.temperature);
   if (q.nan || p.nan) return nan_row(actions);

@@ -147,29 +147,29 @@ void fiber_main() {
   }
 }
 
-Fiber* fiber_at(int number) {
-  if (fibers[number] != nullptr) return fibers[number];
-  Fiber* const fiber = static_cast<Fiber*>(std::calloc(1, sizeof(Fiber)));
-  fiber->stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+void make_fiber(int number) {
+  if (fibers[number] != nullptr) return;
+  fibers[number] = static_cast<Fiber*>(std::calloc(1, sizeof(Fiber)));
+  Fiber& fiber = *fibers[number];
+  fiber.stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (fiber->stack == MAP_FAILED) die("out of memory for stacks");
-  getcontext(&fiber->context);
-  fiber->context.uc_stack.ss_sp = fiber->stack;
-  fiber->context.uc_stack.ss_size = kStackBytes;
-  fiber->context.uc_link = nullptr;
-  makecontext(&fiber->context, fiber_main, 0);
+  if (fiber.stack == MAP_FAILED) die("out of memory for stacks");
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack;
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, fiber_main, 0);
 #if defined(FASTDISTILL_SIMT_TSAN)
-  fiber->sanitizer_state = __tsan_create_fiber(0);
+  fiber.sanitizer_state = __tsan_create_fiber(0);
 #endif
-  fibers[number] = fiber;
-  return fiber;
 }
 
 void start_block(Block* block, int first_fiber) {
   block->first_fiber = first_fiber;
   block->unfinished = launch_now.threads;
   for (int thread = 0; thread < launch_now.threads; ++thread) {
-    Fiber* fiber = fiber_at(first_fiber + thread);
+    make_fiber(first_fiber + thread);
+    Fiber* fiber = fibers[first_fiber + thread];
     fiber->block = block;
     fiber->thread = thread;
     fiber->barriers = 0;
