@@ -205,7 +205,7 @@ class RowLoss {
       const Real p = DeviceMath<Real>::exp2(z.teacher) * inverse_t;
       const auto log2_m = mixture(z);
       loss += F::jsd_loss_term(p, q, log2_m, beta);
-      mean += q > Real(0) ? q * log2_m.log2_m_over_q : Real(0);
+      mean += q == Real(0) ? Real(0) : q * log2_m.log2_m_over_q;
       return Pair<Real>{q, log2_m.log2_m_over_q};
     });
     team_.combine(Sum{}, loss, mean);

@@ -97,6 +97,8 @@ Launch launch_now;
 char start_edge;
 char end_edge;
 char fence_edge;
+const char* site_files[kMaxSites];
+int site_lines[kMaxSites];
 char site_names[kMaxSites][128];
 const char* sites[kMaxSites + 1];
 int site_count;
@@ -179,18 +181,20 @@ void start_block(Block* block, int first_fiber) {
   }
 }
 
+// Whether this barrier or fence is to be obeyed.
 bool visit_site(const char* file, int line) {
-  const char* slash = std::strrchr(file, '/');
-  char name[128];
-  std::snprintf(name, sizeof(name), "%.100s:%d", slash == nullptr ? file : slash + 1, line);
-  bool known = false;
-  for (int i = 0; i < site_count && !known; ++i) known = std::strcmp(sites[i], name) == 0;
-  if (!known && site_count < kMaxSites) {
-    std::memcpy(site_names[site_count], name, sizeof(name));
-    sites[site_count] = site_names[site_count];
-    ++site_count;
+  int site = 0;
+  while (site < site_count && (site_files[site] != file || site_lines[site] != line)) ++site;
+  if (site == site_count) {
+    if (site_count == kMaxSites) die("too many barriers in the source");
+    const char* slash = std::strrchr(file, '/');
+    std::snprintf(site_names[site], sizeof(site_names[site]), "%.100s:%d",
+                  slash == nullptr ? file : slash + 1, line);
+    site_files[site] = file;
+    site_lines[site] = line;
+    sites[site_count++] = site_names[site];
   }
-  return machine().skip_site == nullptr || std::strcmp(machine().skip_site, name) != 0;
+  return machine().skip_site == nullptr || std::strcmp(machine().skip_site, sites[site]) != 0;
 }
 
 // Runs the blocks in random order, a few at a time, and their threads one by one at random.
