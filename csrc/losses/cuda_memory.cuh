@@ -13,6 +13,7 @@
 namespace fastdistill::cuda {
 
 inline constexpr int kQuad = 4;
+inline constexpr int kLoadsInFlight = 2;  // quads per matrix and thread
 
 template <class T>
 struct DeviceMath {
@@ -31,32 +32,32 @@ struct DeviceMath {
   static FASTDISTILL_DEVICE double log2(double value) { return ::log2(value); }
 };
 
-// How a dtype lies in memory; Wide is its exact value in a type that can be computed with.
+// How a dtype lies in memory, and its elements from a value of type Wide.
 template <DType dtype>
 struct Storage;
 template <>
 struct Storage<DType::kFloat64> {
   using Bits = double;
-  static FASTDISTILL_DEVICE double widen(double bits) { return bits; }
-  static FASTDISTILL_DEVICE double narrow(double value) { return value; }
+  using Wide = double;
+  static FASTDISTILL_DEVICE Bits narrow(Wide value) { return value; }
 };
 template <>
 struct Storage<DType::kFloat32> {
   using Bits = float;
-  static FASTDISTILL_DEVICE float widen(float bits) { return bits; }
-  static FASTDISTILL_DEVICE float narrow(float value) { return value; }
+  using Wide = float;
+  static FASTDISTILL_DEVICE Bits narrow(Wide value) { return value; }
 };
 template <>
 struct Storage<DType::kBFloat16> {
   using Bits = std::uint16_t;
-  static FASTDISTILL_DEVICE float widen(Bits bits) { return platform::widen_bfloat16(bits); }
-  static FASTDISTILL_DEVICE Bits narrow(float value) { return platform::narrow_bfloat16(value); }
+  using Wide = float;
+  static FASTDISTILL_DEVICE Bits narrow(Wide value) { return platform::narrow_bfloat16(value); }
 };
 template <>
 struct Storage<DType::kFloat16> {
   using Bits = std::uint16_t;
-  static FASTDISTILL_DEVICE float widen(Bits bits) { return platform::widen_float16(bits); }
-  static FASTDISTILL_DEVICE Bits narrow(float value) { return platform::narrow_float16(value); }
+  using Wide = float;
+  static FASTDISTILL_DEVICE Bits narrow(Wide value) { return platform::narrow_float16(value); }
 };
 
 // float64 logits make the arithmetic float64, so kernels in float32 never meet them.
@@ -105,27 +106,86 @@ FASTDISTILL_DEVICE const void* element(const void* base, DType dtype, std::int64
                                                                               : 2);
 }
 
-// Element j of the quad lies at base[offset_of(position)]. Positions past the end give `fill`.
+// A quad as it came from memory. Looking at a value waits for its load, so all loads of a step are
+// issued before the first is widened.
+template <class Real>
+struct RawQuad {
+  std::uint32_t words[kQuad];  // two 16-bit elements per word if they were adjacent
+  double wide[sizeof(Real) == 8 ? kQuad : 1];
+};
+struct alignas(16) FourWords {
+  std::uint32_t v[4];
+};
+struct alignas(8) TwoWords {
+  std::uint32_t v[2];
+};
+
+template <class T, class To, class OffsetOf>
+FASTDISTILL_DEVICE void load_each(const void* base, const Positions& positions, OffsetOf offset_of,
+                                  To (&to)[kQuad]) {
+  for (int j = 0; j < kQuad; ++j) {
+    const std::int64_t position = positions.at(j);
+    if (position < positions.end) to[j] = static_cast<const T*>(base)[offset_of(position)];
+  }
+}
+
+// Element j of the quad lies at base[offset_of(positions.at(j))].
 template <class Real, class OffsetOf>
-FASTDISTILL_DEVICE Quad<Real> load_quad(const void* base, DType dtype, const Positions& positions,
-                                        Real fill, OffsetOf offset_of) {
-  Quad<Real> quad = {{fill, fill, fill, fill}};
-  with_storage<Real>(dtype, [&](auto storage) {
-    using S = decltype(storage);
-    const auto* elements = static_cast<const typename S::Bits*>(base);
-    if (positions.is_wide()) {
-      const auto bits = *reinterpret_cast<const Quad<typename S::Bits>*>(
-          elements + offset_of(positions.first));
-      for (int j = 0; j < kQuad; ++j) quad.v[j] = static_cast<Real>(S::widen(bits.v[j]));
-      return;
-    }
-    for (int j = 0; j < kQuad; ++j) {
-      const std::int64_t position = positions.at(j);
-      if (position < positions.end) {
-        quad.v[j] = static_cast<Real>(S::widen(elements[offset_of(position)]));
+FASTDISTILL_DEVICE RawQuad<Real> load_raw(const void* base, DType dtype,
+                                          const Positions& positions, OffsetOf offset_of) {
+  RawQuad<Real> raw = {};
+  if constexpr (sizeof(Real) == 8) {
+    if (dtype == DType::kFloat64) {
+      if (positions.is_wide()) {
+        const double* first = static_cast<const double*>(base) + offset_of(positions.first);
+        const auto quad = *reinterpret_cast<const Quad<double>*>(first);
+        for (int j = 0; j < kQuad; ++j) raw.wide[j] = quad.v[j];
+      } else {
+        load_each<double>(base, positions, offset_of, raw.wide);
       }
+      return raw;
     }
-  });
+  }
+  if (dtype == DType::kFloat32) {
+    if (positions.is_wide()) {
+      const std::uint32_t* first =
+          static_cast<const std::uint32_t*>(base) + offset_of(positions.first);
+      const auto quad = *reinterpret_cast<const FourWords*>(first);
+      for (int j = 0; j < kQuad; ++j) raw.words[j] = quad.v[j];
+    } else {
+      load_each<std::uint32_t>(base, positions, offset_of, raw.words);
+    }
+  } else if (positions.is_wide()) {
+    const std::uint16_t* first = static_cast<const std::uint16_t*>(base) + offset_of(positions.first);
+    const auto quad = *reinterpret_cast<const TwoWords*>(first);
+    raw.words[0] = quad.v[0];
+    raw.words[1] = quad.v[1];
+  } else {
+    load_each<std::uint16_t>(base, positions, offset_of, raw.words);
+  }
+  return raw;
+}
+
+// Positions past the end get `fill`.
+template <class Real>
+FASTDISTILL_DEVICE Quad<Real> widen(const RawQuad<Real>& raw, DType dtype,
+                                    const Positions& positions, Real fill) {
+  Quad<Real> quad;
+  const bool is_wide = positions.is_wide();
+  for (int j = 0; j < kQuad; ++j) {
+    Real value;
+    if (dtype == DType::kFloat64) {
+      value = static_cast<Real>(raw.wide[sizeof(Real) == 8 ? j : 0]);
+    } else if (dtype == DType::kFloat32) {
+      value = static_cast<Real>(platform::float_of(raw.words[j]));
+    } else {
+      const std::uint32_t packed = raw.words[j / 2] >> (16 * (j % 2)) & 0xFFFFu;
+      const std::uint32_t bits = is_wide ? packed : raw.words[j];
+      value = static_cast<Real>(dtype == DType::kBFloat16 ? platform::float_of(bits << 16)
+                                                          : platform::widen_float16(bits));
+    }
+    quad.v[j] = is_wide || positions.at(j) < positions.end ? value : fill;
+  }
   return quad;
 }
 
@@ -135,7 +195,7 @@ FASTDISTILL_DEVICE void store_quad(const Quad<Real>& quad, void* base, DType dty
   with_storage<Real>(dtype, [&](auto storage) {
     using S = decltype(storage);
     using Bits = typename S::Bits;
-    using Wide = decltype(S::widen(Bits{}));
+    using Wide = typename S::Wide;
     auto* elements = static_cast<Bits*>(base);
     if (positions.is_wide()) {
       Quad<Bits> bits;

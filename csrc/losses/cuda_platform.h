@@ -24,11 +24,9 @@
 
 namespace fastdistill::platform {
 
-FASTDISTILL_DEVICE float widen_bfloat16(std::uint16_t bits) {
-  return __uint_as_float(static_cast<unsigned>(bits) << 16);
-}
-FASTDISTILL_DEVICE float widen_float16(std::uint16_t bits) {
-  return __half2float(__ushort_as_half(bits));
+FASTDISTILL_DEVICE float float_of(std::uint32_t bits) { return __uint_as_float(bits); }
+FASTDISTILL_DEVICE float widen_float16(std::uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 FASTDISTILL_DEVICE std::uint16_t narrow_bfloat16(float value) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));

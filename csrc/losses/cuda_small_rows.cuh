@@ -33,6 +33,11 @@ struct Tile {
   std::int64_t first_row;
   int elements;
 
+  // This thread's quads.
+  FASTDISTILL_DEVICE Positions positions(int quad) const {
+    return positions_of(quad, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), elements,
+                        shape.adjacent);
+  }
   FASTDISTILL_DEVICE int row_of(std::int64_t e) const {
     return static_cast<int>((static_cast<unsigned>(e) * shape.magic) >> kTileShift);
   }
@@ -102,30 +107,37 @@ template <class Real>
 FASTDISTILL_DEVICE void load_tile(const DistillArgs& args, const Tile& tile, Real* shared_student,
                                   Real* shared_teacher) {
   const int threads = static_cast<int>(blockDim.x);
-  const int rank = static_cast<int>(threadIdx.x);
-  for (int iteration = 0; iteration * threads * kQuad < tile.elements; ++iteration) {
-    const Positions positions =
-        positions_of(iteration, rank, threads, tile.elements, tile.shape.adjacent);
-    const auto load = [&](const Matrix& matrix) {
-      return load_quad<Real>(
-          matrix.data, matrix.dtype, positions, Real(0),
-          [&](std::int64_t e) { return tile.global_offset(e, matrix.row_stride); });
-    };
-    Quad<Real> student = load(args.student);
-    Quad<Real> teacher = load(args.teacher);
-    mask_quads(args, tile, positions, student, teacher);
-    put_quad(student, tile, positions, shared_student);
-    put_quad(teacher, tile, positions, shared_teacher);
+  const int quads = (tile.elements + threads * kQuad - 1) / (threads * kQuad);
+  const auto load = [&](const Matrix& matrix, const Positions& positions) {
+    return load_raw<Real>(matrix.data, matrix.dtype, positions, [&](std::int64_t e) {
+      return tile.global_offset(e, matrix.row_stride);
+    });
+  };
+  for (int quad = 0; quad < quads; quad += kLoadsInFlight) {
+    RawQuad<Real> students[kLoadsInFlight];
+    RawQuad<Real> teachers[kLoadsInFlight];
+#pragma unroll
+    for (int i = 0; i < kLoadsInFlight; ++i) {
+      students[i] = load(args.student, tile.positions(quad + i));
+      teachers[i] = load(args.teacher, tile.positions(quad + i));
+    }
+#pragma unroll
+    for (int i = 0; i < kLoadsInFlight; ++i) {
+      const Positions positions = tile.positions(quad + i);
+      auto student = widen(students[i], args.student.dtype, positions, Real(0));
+      auto teacher = widen(teachers[i], args.teacher.dtype, positions, Real(0));
+      mask_quads(args, tile, positions, student, teacher);
+      put_quad(student, tile, positions, shared_student);
+      put_quad(teacher, tile, positions, shared_teacher);
+    }
   }
 }
 
 template <class Real>
 FASTDISTILL_DEVICE void store_tile(const DistillArgs& args, const Tile& tile, const Real* shared) {
   const int threads = static_cast<int>(blockDim.x);
-  const int rank = static_cast<int>(threadIdx.x);
-  for (int iteration = 0; iteration * threads * kQuad < tile.elements; ++iteration) {
-    const Positions positions =
-        positions_of(iteration, rank, threads, tile.elements, tile.shape.adjacent);
+  for (int quad = 0; quad * threads * kQuad < tile.elements; ++quad) {
+    const Positions positions = tile.positions(quad);
     store_quad(get_quad(tile, positions, shared), args.grad, args.student.dtype, positions,
                [&](std::int64_t e) { return tile.global_offset(e, args.grad_row_stride); });
   }

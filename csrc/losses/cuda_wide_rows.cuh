@@ -14,7 +14,6 @@ namespace fastdistill::cuda {
 inline constexpr std::int64_t kMaxWarpActions = 2048;
 inline constexpr int kBlockRowThreads = 512;
 inline constexpr int kMaxWarpRowThreads = 128;
-inline constexpr int kLoadsInFlight = 2;  // quads per matrix and thread
 
 template <class Real>
 struct QuadPair {
@@ -122,32 +121,38 @@ class WideCells {
     }
   }
 
-  // Logits of this thread's quad; outside the row and where masked they are -inf, which adds nothing.
-  FASTDISTILL_DEVICE QuadPair<Real> logits(const Positions& positions) const {
-    const Real fill = -DeviceMath<Real>::infinity();
-    const auto offset = [](std::int64_t i) { return i; };
-    QuadPair<Real> pair = {
-        load_quad<Real>(student_, args_.student.dtype, positions, fill, offset),
-        load_quad<Real>(teacher_, args_.teacher.dtype, positions, fill, offset)};
-    if (mask_ == nullptr) return pair;
+  // Outside the row and where masked the logits are -inf, which adds nothing to any sum.
+  FASTDISTILL_DEVICE void mask(const Positions& positions, QuadPair<Real>& pair) const {
+    if (mask_ == nullptr) return;
     for (int j = 0; j < kQuad; ++j) {
       const std::int64_t action = positions.at(j);
       if (action >= positions.end || mask_[action] != 0) continue;
-      pair.student.v[j] = fill;
-      pair.teacher.v[j] = fill;
+      pair.student.v[j] = -DeviceMath<Real>::infinity();
+      pair.teacher.v[j] = -DeviceMath<Real>::infinity();
     }
-    return pair;
   }
 
+  // f(quad, positions, logits) for this thread's quads from `begin` on, read from global memory.
   template <class F>
   FASTDISTILL_DEVICE void for_logits(std::int64_t begin, F f) {
+    const Real fill = -DeviceMath<Real>::infinity();
+    const auto offset = [](std::int64_t action) { return action; };
     for (std::int64_t quad = begin; quad < quads_; quad += kLoadsInFlight) {
-      QuadPair<Real> pairs[kLoadsInFlight];
-#pragma unroll
-      for (int i = 0; i < kLoadsInFlight; ++i) pairs[i] = logits(positions(quad + i));
+      RawQuad<Real> students[kLoadsInFlight];
+      RawQuad<Real> teachers[kLoadsInFlight];
 #pragma unroll
       for (int i = 0; i < kLoadsInFlight; ++i) {
-        if (quad + i < quads_) f(quad + i, positions(quad + i), pairs[i]);
+        students[i] = load_raw<Real>(student_, args_.student.dtype, positions(quad + i), offset);
+        teachers[i] = load_raw<Real>(teacher_, args_.teacher.dtype, positions(quad + i), offset);
+      }
+#pragma unroll
+      for (int i = 0; i < kLoadsInFlight; ++i) {
+        if (quad + i >= quads_) break;
+        const Positions now = positions(quad + i);
+        QuadPair<Real> pair = {widen(students[i], args_.student.dtype, now, fill),
+                               widen(teachers[i], args_.teacher.dtype, now, fill)};
+        mask(now, pair);
+        f(quad + i, now, pair);
       }
     }
   }

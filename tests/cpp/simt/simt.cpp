@@ -342,24 +342,6 @@ void run(std::int64_t blocks, int threads, std::size_t shared_bytes, void (*body
 namespace fastdistill::platform {
 
 namespace {
-// sign * magnitude * 2^exponent of a 16-bit float, by its definition.
-float widen(std::uint16_t bits, int exponent_bits) {
-  const int mantissa_bits = 15 - exponent_bits;
-  const int bias = (1 << (exponent_bits - 1)) - 1;
-  const int exponent = (bits >> mantissa_bits) & ((1 << exponent_bits) - 1);
-  const float mantissa = static_cast<float>(bits & ((1 << mantissa_bits) - 1));
-  const float one = static_cast<float>(1 << mantissa_bits);
-  float magnitude;
-  if (exponent == (1 << exponent_bits) - 1) {
-    magnitude = mantissa == 0 ? INFINITY : NAN;
-  } else if (exponent == 0) {
-    magnitude = std::ldexp(mantissa / one, 1 - bias);
-  } else {
-    magnitude = std::ldexp(1 + mantissa / one, exponent - bias);
-  }
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
 // To nearest, ties to even: nearbyint in units of the last place.
 std::uint16_t narrow(float value, int exponent_bits) {
   const int mantissa_bits = 15 - exponent_bits;
@@ -384,8 +366,14 @@ std::uint16_t narrow(float value, int exponent_bits) {
 }
 }  // namespace
 
-float widen_bfloat16(std::uint16_t bits) { return widen(bits, 8); }
-float widen_float16(std::uint16_t bits) { return widen(bits, 5); }
+float widen_float16(std::uint32_t bits) {
+  const int exponent = static_cast<int>(bits >> 10 & 31);
+  const float mantissa = static_cast<float>(bits & 1023) / 1024;
+  float magnitude = std::ldexp(exponent == 0 ? mantissa : 1 + mantissa, exponent == 0 ? -14 : exponent - 15);
+  if (exponent == 31) magnitude = mantissa == 0 ? INFINITY : NAN;
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
 std::uint16_t narrow_bfloat16(float value) { return narrow(value, 8); }
 std::uint16_t narrow_float16(float value) { return narrow(value, 5); }
 

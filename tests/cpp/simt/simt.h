@@ -80,8 +80,12 @@ T __shfl_xor_sync(unsigned, T value, int lane_mask) {
 
 namespace fastdistill::platform {
 
-float widen_bfloat16(std::uint16_t bits);
-float widen_float16(std::uint16_t bits);
+inline float float_of(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+float widen_float16(std::uint32_t bits);
 std::uint16_t narrow_bfloat16(float value);
 std::uint16_t narrow_float16(float value);
 
