@@ -18,5 +18,6 @@ PYBIND11_MODULE(_core, m) {
         return fastdistill::use_torch_threads();
       },
       "Connects to the loaded torch; False if its thread pool was not found.");
-  fastdistill::register_losses(m);
+  fastdistill::register_distill(m);
+  fastdistill::register_td(m);
 }

@@ -5,6 +5,7 @@
 
 namespace fastdistill {
 
-void register_losses(pybind11::module_& m);
+void register_distill(pybind11::module_& m);
+void register_td(pybind11::module_& m);
 
 }  // namespace fastdistill

@@ -81,6 +81,12 @@ dlpack::Tensor view_of(py::handle object, ArgumentName name) {
     raise_type(name.function, name.argument, "be on the CPU or a CUDA device",
                repr_of(object.attr("device")));
   }
+  if (view.data == nullptr) {
+    // A tensor that only stands for one (FakeTensor and the like) has a shape but no memory.
+    std::int64_t elements = 1;
+    for (int i = 0; i < view.dimensions; ++i) elements *= view.shape[i];
+    if (elements != 0) raise_type(name.function, name.argument, "hold data", type->tp_name);
+  }
   view.data = static_cast<char*>(view.data) + view.byte_offset;
   return view;
 }
@@ -114,10 +120,6 @@ void check_same_device(const dlpack::Tensor& tensor, const dlpack::Tensor& refer
   const std::string constraint = std::string("be on the device of ") + reference_name + " (" +
                                  device_text(reference) + ")";
   raise_value(name.function, name.argument, constraint.c_str(), device_text(tensor));
-}
-
-py::object call_method(py::handle object, const char* method) {
-  return object.attr(method)();
 }
 
 }  // namespace fastdistill

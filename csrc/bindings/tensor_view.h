@@ -50,7 +50,4 @@ bool same_device(const dlpack::Tensor& a, const dlpack::Tensor& b);
 void check_same_device(const dlpack::Tensor& tensor, const dlpack::Tensor& reference,
                        const char* reference_name, ArgumentName name);
 
-// A method or attribute by interned name, as a new reference; throws the Python error.
-pybind11::object call_method(pybind11::handle object, const char* method);
-
 }  // namespace fastdistill

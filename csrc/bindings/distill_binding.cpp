@@ -3,12 +3,10 @@
 // results, so that a call from Python costs little more than its kernel.
 #include "bindings/loss_binding.h"
 
-#include <cmath>
-#include <cstring>
 #include <string>
 
 #include "bindings/cuda_bridge.h"
-#include "bindings/tensor_view.h"
+#include "bindings/loss_arguments.h"
 #include "losses/cpu_dispatch.h"
 
 namespace py = pybind11;
@@ -18,32 +16,6 @@ namespace {
 
 constexpr double kMinTemperature = 1e-8;
 constexpr double kMaxTemperature = 1e8;
-// Below this many elements the work is shorter than giving the interpreter away and back.
-constexpr std::int64_t kReleaseGilElements = 16384;
-
-enum class Reduction : int { kNone, kSum, kMean, kBatchMean };
-
-Reduction reduction_of(py::handle value, const char* function) {
-  const char* text = PyUnicode_Check(value.ptr()) ? PyUnicode_AsUTF8(value.ptr()) : nullptr;
-  if (text != nullptr) {
-    if (std::strcmp(text, "batchmean") == 0) return Reduction::kBatchMean;
-    if (std::strcmp(text, "mean") == 0) return Reduction::kMean;
-    if (std::strcmp(text, "sum") == 0) return Reduction::kSum;
-    if (std::strcmp(text, "none") == 0) return Reduction::kNone;
-  }
-  PyErr_Clear();
-  raise_value(function, "reduction", "be 'none', 'sum', 'mean' or 'batchmean'", repr_of(value));
-}
-
-double number(py::handle value, const char* function, const char* argument) {
-  const double number = PyFloat_AsDouble(value.ptr());
-  if (number == -1.0 && PyErr_Occurred()) {
-    PyErr_Clear();
-    raise_type(function, argument, "be a number", repr_of(value));
-  }
-  return number;
-}
-
 double temperature(py::handle value, const char* function, const char* argument) {
   const double result = number(value, function, argument);
   // Written so that NaN fails as well.
@@ -51,86 +23,6 @@ double temperature(py::handle value, const char* function, const char* argument)
     raise_value(function, argument, "be between 1e-8 and 1e8", repr_of(value));
   }
   return result;
-}
-
-void check_shape(const dlpack::Tensor& tensor, const dlpack::Tensor& reference,
-                 const char* reference_name, ArgumentName name) {
-  if (tensor.dimensions == 2 && tensor.shape[0] == reference.shape[0] &&
-      tensor.shape[1] == reference.shape[1]) {
-    return;
-  }
-  const std::string constraint =
-      std::string("have the shape of ") + reference_name + " " + shape_text(reference);
-  raise_value(name.function, name.argument, constraint.c_str(), shape_text(tensor));
-}
-
-void check_matrix(const dlpack::Tensor& tensor, ArgumentName name) {
-  if (tensor.dimensions != 2) {
-    raise_value(name.function, name.argument, "be [batch, actions]", shape_text(tensor));
-  }
-}
-
-bool has_adjacent_columns(const dlpack::Tensor& tensor) {
-  return tensor.strides == nullptr || tensor.shape[1] < 2 || tensor.strides[1] == 1;
-}
-
-std::int64_t row_stride(const dlpack::Tensor& tensor) {
-  return tensor.strides == nullptr ? tensor.shape[1] : tensor.strides[0];
-}
-
-// A tensor whose rows the kernels can read: itself, or a copy that `owner` keeps alive.
-dlpack::Tensor with_adjacent_columns(const dlpack::Tensor& view, py::handle object,
-                                     py::object& owner, ArgumentName name) {
-  if (has_adjacent_columns(view)) return view;
-  owner = object.attr("contiguous")();
-  return view_of(owner, name);
-}
-
-py::object new_tensor(const dlpack::Tensor& like, py::handle like_object, bool float64,
-                      std::int64_t length) {
-  const Torch& torch = torch_api();
-  py::object shape = length < 0 ? py::object(py::tuple(0)) : py::object(py::make_tuple(length));
-  PyObject* dtype = float64 ? torch.float64 : torch.float32;
-  PyObject* result;
-  if (like.device.type == dlpack::kCpu) {
-    static PyObject* const names = PyTuple_Pack(1, PyUnicode_InternFromString("dtype"));
-    PyObject* arguments[] = {shape.ptr(), dtype};
-    result = PyObject_Vectorcall(torch.empty, arguments, 1, names);
-  } else {
-    static PyObject* const names = PyTuple_Pack(2, PyUnicode_InternFromString("dtype"),
-                                                PyUnicode_InternFromString("device"));
-    const py::object device = like_object.attr("device");
-    PyObject* arguments[] = {shape.ptr(), dtype, device.ptr()};
-    result = PyObject_Vectorcall(torch.empty, arguments, 1, names);
-  }
-  if (result == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result);
-}
-
-py::object empty_like(py::handle object) {
-  PyObject* argument = object.ptr();
-  PyObject* result = PyObject_Vectorcall(torch_api().empty_like, &argument, 1, nullptr);
-  if (result == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result);
-}
-
-// weight as the kernels want it: adjacent values of the arithmetic type.
-const void* weight_data(py::handle weight, const dlpack::Tensor& reference, const char* reference_name,
-                        bool float64, py::object& owner, const char* function) {
-  if (weight.is_none()) return nullptr;
-  const ArgumentName name{function, "weight"};
-  dlpack::Tensor view = view_of(weight, name);
-  if (!is_float(view)) float_dtype(view, name);
-  if (view.dimensions != 1 || view.shape[0] != reference.shape[0]) {
-    const std::string constraint = "be [" + std::to_string(reference.shape[0]) + "], one per row";
-    raise_value(function, "weight", constraint.c_str(), shape_text(view));
-  }
-  check_same_device(view, reference, reference_name, name);
-  const bool adjacent = view.strides == nullptr || view.shape[0] < 2 || view.strides[0] == 1;
-  if (adjacent && view.dtype.bits == (float64 ? 64 : 32)) return view.data;
-  const Torch& torch = torch_api();
-  owner = weight.attr("to")(py::handle(float64 ? torch.float64 : torch.float32)).attr("contiguous")();
-  return view_of(owner, name).data;
 }
 
 struct Outputs {
@@ -228,6 +120,7 @@ void place_gradient(Call& call, py::handle student, py::handle out_grad, const c
     out.grad = out.grad.attr("contiguous")();
     view = view_of(out.grad, name);
   }
+  if (out_grad.is_none()) prepare_large_result(view);
   call.args.grad = view.data;
   call.args.grad_row_stride = row_stride(view);
 }
@@ -260,12 +153,12 @@ py::tuple distill(int kind, py::handle student, py::handle teacher, py::handle a
   }
   if (args.kind == LossKind::kJsd && args.beta == 0.0) args.kind = LossKind::kKl;
   if (args.kind == LossKind::kJsd && args.beta == 1.0) args.kind = LossKind::kReverseKl;
-  const Reduction reduction = reduction_of(reduction_name, function);
+  const Reduction reduction = reduction_of(reduction_name, function, true);
   args.scale = scale_of(reduction, args.kind, args.batch, args.actions);
   read_mask(call, action_mask, function);
   const bool float64 = uses_float64(args);
-  args.weight =
-      weight_data(weight, call.student, "student_logits", float64, call.weight_owner, function);
+  args.weight = row_values(weight, call.student, "student_logits", float64, call.weight_owner,
+                           {function, "weight"});
 
   Outputs out;
   out.grad = py::none();
@@ -279,7 +172,7 @@ py::tuple distill(int kind, py::handle student, py::handle teacher, py::handle a
 
 }  // namespace
 
-void register_losses(py::module_& m) {
+void register_distill(py::module_& m) {
   m.def("distill", &distill,
         "(loss, grad or None) of one distillation loss; see fastdistill.losses for the meaning.");
   m.def("cpu_isa", &cpu_isa, "The instruction set of the CPU kernels: baseline, avx2 or avx512.");
