@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The losses on a real GPU, through the public API, against float64 references on the CPU.
 
-What the kernels compute is covered without a GPU by tests/cpp/test_cuda_*.cpp; here is what only the
-device and torch can show: streams, graphs, synchronisation, large offsets, several devices.
+What the kernels compute is covered without a GPU by tests/cpp/test_cuda_*.cpp; here is what only
+the device and torch can show: streams, graphs, synchronisation, large offsets, several devices.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def options(kind: str) -> dict[str, float]:
     return {"temperature": 0.5} if kind in ("kl", "reverse_kl", "jsd") else {}
 
 
-def random_rows(batch: int, actions: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+def random_rows(
+    batch: int, actions: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator(device="cuda").manual_seed(seed + 1000 * actions + batch)
     shape = (2, batch, actions)
     rows = torch.randn(shape, generator=generator, device="cuda").mul_(2).to(dtype)
@@ -53,7 +55,7 @@ def exact(kind: str, student: Tensor, teacher: Tensor, **kwargs: object) -> tupl
 
 
 def assert_close(got: Tensor, want: Tensor, dtype: torch.dtype, floor: float = 0.0) -> None:
-    """Relative to the tensor's largest value or `floor`: 64 roundings of float32, 4 of the dtype."""
+    """Relative to the largest value or `floor`: 64 roundings of float32, 4 of the dtype."""
     bound = max(64 * torch.finfo(torch.float32).eps, 4 * torch.finfo(dtype).eps)
     if dtype == torch.float64:
         bound = 1e-12
@@ -195,7 +197,9 @@ def test_nothing_synchronises() -> None:
 def test_streams_run_side_by_side(actions: int) -> None:
     """Calls on many streams at once must not share a workspace."""
     streams = [torch.cuda.Stream() for _ in range(8)]
-    rows = [random_rows(20000 // (1 + actions // 64), actions, torch.float32, seed) for seed in range(8)]
+    rows = [
+        random_rows(20000 // (1 + actions // 64), actions, torch.float32, seed) for seed in range(8)
+    ]
     want = [fd.distill_kl(student, teacher).clone() for student, teacher in rows]
     torch.cuda.synchronize()
     losses: list[list[Tensor]] = [[] for _ in streams]
