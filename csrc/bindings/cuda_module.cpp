@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The extension module fastdistill._cuda: the CUDA kernels by address. Its callers have checked their
-// tensors; here only what would choose no kernel is refused. Importing it needs no driver.
+// The extension module fastdistill._cuda: the CUDA kernels by address. Its callers have checked
+// their tensors; here only what would choose no kernel is refused. Importing it needs no driver.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -88,9 +88,9 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("temperature"), py::arg("student_temperature"), py::arg("beta"), py::arg("scale"),
         py::arg("row_loss"), py::arg("loss"), py::arg("grad"), py::arg("grad_row_stride"),
         py::arg("device"), py::arg("stream"), py::arg("workspace"));
-  m.def("td", &fastdistill::td, py::arg("kind"), py::arg("batch"), py::arg("actions"),
-        py::arg("q"), py::arg("dtype"), py::arg("q_row_stride"), py::arg("action"),
-        py::arg("target"), py::arg("weight"), py::arg("scale"), py::arg("row_loss"),
-        py::arg("loss"), py::arg("td_abs"), py::arg("grad"), py::arg("device"), py::arg("stream"),
+  m.def("td", &fastdistill::td, py::arg("kind"), py::arg("batch"), py::arg("actions"), py::arg("q"),
+        py::arg("dtype"), py::arg("q_row_stride"), py::arg("action"), py::arg("target"),
+        py::arg("weight"), py::arg("scale"), py::arg("row_loss"), py::arg("loss"),
+        py::arg("td_abs"), py::arg("grad"), py::arg("device"), py::arg("stream"),
         py::arg("workspace"));
 }

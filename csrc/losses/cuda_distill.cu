@@ -73,8 +73,7 @@ void launch_small(const DistillArgs& args, const CudaLaunch& launch) {
 template <LossKind kind, class Real>
 void launch_warps(const DistillArgs& args, const CudaLaunch& launch) {
   const std::int64_t quads = divide_up(args.actions, kWarp * kQuad);
-  const std::int64_t row_bytes =
-      2 * quads * kWarp * static_cast<std::int64_t>(sizeof(Quad<Real>));
+  const std::int64_t row_bytes = 2 * quads * kWarp * static_cast<std::int64_t>(sizeof(Quad<Real>));
   int threads = kMaxWarpRowThreads;
   while (threads > kWarp && threads / kWarp * row_bytes > kSharedBytesWithoutAsking) threads /= 2;
   const WideShape shape{static_cast<int>(quads), all_aligned(args) && has_aligned_rows(args)};

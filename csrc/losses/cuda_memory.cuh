@@ -21,7 +21,9 @@ struct DeviceMath {
   using Real = T;
   static FASTDISTILL_DEVICE T broadcast(T value) { return value; }
   static FASTDISTILL_DEVICE T infinity() { return static_cast<T>(INFINITY); }
-  static FASTDISTILL_DEVICE float multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
+  static FASTDISTILL_DEVICE float multiply_add(float a, float b, float c) {
+    return ::fmaf(a, b, c);
+  }
   static FASTDISTILL_DEVICE double multiply_add(double a, double b, double c) {
     return ::fma(a, b, c);
   }
@@ -131,8 +133,8 @@ FASTDISTILL_DEVICE void load_each(const void* base, const Positions& positions, 
 
 // Element j of the quad lies at base[offset_of(positions.at(j))].
 template <class Real, class OffsetOf>
-FASTDISTILL_DEVICE RawQuad<Real> load_raw(const void* base, DType dtype,
-                                          const Positions& positions, OffsetOf offset_of) {
+FASTDISTILL_DEVICE RawQuad<Real> load_raw(const void* base, DType dtype, const Positions& positions,
+                                          OffsetOf offset_of) {
   RawQuad<Real> raw = {};
   if constexpr (sizeof(Real) == 8) {
     if (dtype == DType::kFloat64) {
@@ -156,7 +158,8 @@ FASTDISTILL_DEVICE RawQuad<Real> load_raw(const void* base, DType dtype,
       load_each<std::uint32_t>(base, positions, offset_of, raw.words);
     }
   } else if (positions.is_wide()) {
-    const std::uint16_t* first = static_cast<const std::uint16_t*>(base) + offset_of(positions.first);
+    const std::uint16_t* first =
+        static_cast<const std::uint16_t*>(base) + offset_of(positions.first);
     const auto quad = *reinterpret_cast<const TwoWords*>(first);
     raw.words[0] = quad.v[0];
     raw.words[1] = quad.v[1];

@@ -51,7 +51,8 @@ inline void check(cudaError_t error, const char* what) {
   if (error == cudaErrorInsufficientDriver || error == cudaErrorNoDevice) {
     advice = "install or update the NVIDIA driver (nvidia-smi shows it), or use CPU tensors";
   } else if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
-    advice = "rebuild fastdistill on this machine, or list this GPU in FASTDISTILL_CUDA_ARCHITECTURES";
+    advice =
+        "rebuild fastdistill on this machine, or list this GPU in FASTDISTILL_CUDA_ARCHITECTURES";
   } else {
     advice = "an earlier kernel may have failed; CUDA_LAUNCH_BLOCKING=1 shows which";
   }
@@ -113,7 +114,8 @@ void launch(void (*kernel)(Args...), const Grid& grid, void* stream, const Args&
           "cudaFuncSetAttribute");
   }
   kernel<<<static_cast<unsigned>(grid.blocks), grid.threads,
-           static_cast<std::size_t>(grid.shared_bytes), static_cast<cudaStream_t>(stream)>>>(args...);
+           static_cast<std::size_t>(grid.shared_bytes), static_cast<cudaStream_t>(stream)> > >(
+      args...);
   check(cudaGetLastError(), "the kernel launch");
 }
 

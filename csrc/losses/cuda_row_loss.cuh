@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The loss and gradient of one row by a team of threads, in passes over the row's cells.
 //
-// Cells keeps a pair of values per action, first the two logits. A pass may replace the pair by what
-// the next one needs; cells that could not be kept are recomputed from the logits by `restore`.
+// Cells keeps a pair of values per action, first the two logits. A pass may replace the pair by
+// what the next one needs; cells that could not be kept are recomputed from the logits by
+// `restore`.
 //   scan(f)             f(action, pair)
 //   update(restore, f)  pair = f(action, pair)
 //   finish(restore, f)  gradient = f(action, pair); skipped when no gradient is wanted
@@ -106,10 +107,9 @@ class RowLoss {
 
   template <class Gradient>
   FASTDISTILL_DEVICE void finish(Gradient gradient) {
-    cells_.finish([&](std::int64_t action, Pair<Real> logits) { return restore(action, logits); },
-                  [&](std::int64_t, Pair<Real> kept) {
-                    return silent_ ? Real(0) : gradient(kept);
-                  });
+    cells_.finish(
+        [&](std::int64_t action, Pair<Real> logits) { return restore(action, logits); },
+        [&](std::int64_t, Pair<Real> kept) { return silent_ ? Real(0) : gradient(kept); });
   }
 
   // Row maxima; for nll also the teacher's first best action.

@@ -10,8 +10,12 @@ namespace fastdistill::cuda {
 inline constexpr std::int64_t kMaxSmallActions = 64;
 inline constexpr int kSmallThreads = 128;
 
-// Elements between rows of a tile: odd, so that 32 threads walking down 32 rows use 32 banks.
-inline std::int64_t tile_stride(std::int64_t actions) { return actions | 1; }
+// Elements between rows of a tile. Threads walk down their rows by one element if it is odd and by
+// two if it is even: with a stride of 1 or 2 modulo 4, a warp then touches every bank equally
+// often.
+inline std::int64_t tile_stride(std::int64_t actions) {
+  return actions % kQuad == 0 ? actions + 2 : actions;
+}
 
 // A tile is numbered as if its rows were adjacent; the row of element e is (e * magic) >> 20.
 inline constexpr int kTileShift = 20;
@@ -53,38 +57,45 @@ struct Tile {
   }
 };
 
-// A run-time index into registers, by selection.
-template <class Real>
-FASTDISTILL_DEVICE Real pick(const Quad<Real>& quad, int index) {
-  const Real low = (index & 1) != 0 ? quad.v[1] : quad.v[0];
-  const Real high = (index & 1) != 0 ? quad.v[3] : quad.v[2];
-  return (index & 2) != 0 ? high : low;
-}
+template <class Real, int kWidth>
+struct alignas(kWidth * sizeof(Real)) Group {
+  Real v[kWidth];
+};
 
-// Threads of a warp hold adjacent quads: starting each eight of them at another element spreads
-// what is written together over all banks.
-FASTDISTILL_DEVICE int first_element() { return (static_cast<int>(threadIdx.x) % kWarp) / 8; }
-
+// Rows are padded only where a quad never spans two of them, so a whole quad is adjacent here too.
 template <class Real>
 FASTDISTILL_DEVICE void put_quad(const Quad<Real>& quad, const Tile& tile,
                                  const Positions& positions, Real* shared) {
-  for (int i = 0; i < kQuad; ++i) {
-    const int j = (i + first_element()) % kQuad;
-    const std::int64_t e = positions.at(j);
-    if (e < positions.end) shared[tile.shared_offset(e)] = pick(quad, j);
+  if (!positions.is_wide()) {
+    for (int j = 0; j < kQuad; ++j) {
+      const std::int64_t e = positions.at(j);
+      if (e < positions.end) shared[tile.shared_offset(e)] = quad.v[j];
+    }
+  } else if (tile.shape.stride == tile.shape.actions) {
+    *reinterpret_cast<Quad<Real>*>(shared + positions.first) = quad;
+  } else {
+    auto* pairs = reinterpret_cast<Group<Real, 2>*>(shared + tile.shared_offset(positions.first));
+    pairs[0] = {{quad.v[0], quad.v[1]}};
+    pairs[1] = {{quad.v[2], quad.v[3]}};
   }
 }
 
 template <class Real>
 FASTDISTILL_DEVICE Quad<Real> get_quad(const Tile& tile, const Positions& positions,
                                        const Real* shared) {
-  Quad<Real> rotated = {};
-  for (int i = 0; i < kQuad; ++i) {
-    const std::int64_t e = positions.at((i + first_element()) % kQuad);
-    if (e < positions.end) rotated.v[i] = shared[tile.shared_offset(e)];
+  Quad<Real> quad = {};
+  if (!positions.is_wide()) {
+    for (int j = 0; j < kQuad; ++j) {
+      const std::int64_t e = positions.at(j);
+      if (e < positions.end) quad.v[j] = shared[tile.shared_offset(e)];
+    }
+  } else if (tile.shape.stride == tile.shape.actions) {
+    quad = *reinterpret_cast<const Quad<Real>*>(shared + positions.first);
+  } else {
+    const auto* pairs =
+        reinterpret_cast<const Group<Real, 2>*>(shared + tile.shared_offset(positions.first));
+    quad = {{pairs[0].v[0], pairs[0].v[1], pairs[1].v[0], pairs[1].v[1]}};
   }
-  Quad<Real> quad;
-  for (int j = 0; j < kQuad; ++j) quad.v[j] = pick(rotated, (j - first_element()) & (kQuad - 1));
   return quad;
 }
 
@@ -109,9 +120,8 @@ FASTDISTILL_DEVICE void load_tile(const DistillArgs& args, const Tile& tile, Rea
   const int threads = static_cast<int>(blockDim.x);
   const int quads = (tile.elements + threads * kQuad - 1) / (threads * kQuad);
   const auto load = [&](const Matrix& matrix, const Positions& positions) {
-    return load_raw<Real>(matrix.data, matrix.dtype, positions, [&](std::int64_t e) {
-      return tile.global_offset(e, matrix.row_stride);
-    });
+    return load_raw<Real>(matrix.data, matrix.dtype, positions,
+                          [&](std::int64_t e) { return tile.global_offset(e, matrix.row_stride); });
   };
   for (int quad = 0; quad < quads; quad += kLoadsInFlight) {
     RawQuad<Real> students[kLoadsInFlight];
@@ -145,29 +155,62 @@ FASTDISTILL_DEVICE void store_tile(const DistillArgs& args, const Tile& tile, co
 
 // One thread's row of a tile; the gradient replaces the student's logits.
 template <class Real>
-struct TileCells {
-  Real* student;
-  Real* teacher;
-  int actions;
-  bool wants_grad;
+class TileCells {
+ public:
+  FASTDISTILL_DEVICE TileCells(Real* student, Real* teacher, int actions, bool wants_grad)
+      : student_(student), teacher_(teacher), actions_(actions), wants_grad_(wants_grad) {}
 
   template <class F>
   FASTDISTILL_DEVICE void scan(F f) {
-    for (int j = 0; j < actions; ++j) f(j, Pair<Real>{student[j], teacher[j]});
+    walk<Keep::kNothing>([&](int action, Pair<Real> pair) {
+      f(action, pair);
+      return pair;
+    });
   }
   template <class Restore, class F>
   FASTDISTILL_DEVICE void update(Restore, F f) {
-    for (int j = 0; j < actions; ++j) {
-      const Pair<Real> pair = f(j, Pair<Real>{student[j], teacher[j]});
-      student[j] = pair.student;
-      teacher[j] = pair.teacher;
-    }
+    walk<Keep::kBoth>(f);
   }
   template <class Restore, class F>
   FASTDISTILL_DEVICE void finish(Restore, F f) {
-    if (!wants_grad) return;
-    for (int j = 0; j < actions; ++j) student[j] = f(j, Pair<Real>{student[j], teacher[j]});
+    if (!wants_grad_) return;
+    walk<Keep::kStudent>(
+        [&](int action, Pair<Real> pair) { return Pair<Real>{f(action, pair), Real(0)}; });
   }
+
+ private:
+  enum class Keep { kNothing, kStudent, kBoth };
+
+  template <Keep keep, class F>
+  FASTDISTILL_DEVICE void walk(F f) {
+    if (actions_ % 2 == 0) {
+      walk_by<2, keep>(f);
+    } else {
+      walk_by<1, keep>(f);
+    }
+  }
+
+  template <int kWidth, Keep keep, class F>
+  FASTDISTILL_DEVICE void walk_by(F f) {
+    auto* students = reinterpret_cast<Group<Real, kWidth>*>(student_);
+    auto* teachers = reinterpret_cast<Group<Real, kWidth>*>(teacher_);
+    for (int group = 0; group < actions_ / kWidth; ++group) {
+      Group<Real, kWidth> student = students[group];
+      Group<Real, kWidth> teacher = teachers[group];
+      for (int i = 0; i < kWidth; ++i) {
+        const Pair<Real> result = f(group * kWidth + i, Pair<Real>{student.v[i], teacher.v[i]});
+        student.v[i] = result.student;
+        teacher.v[i] = result.teacher;
+      }
+      if constexpr (keep != Keep::kNothing) students[group] = student;
+      if constexpr (keep == Keep::kBoth) teachers[group] = teacher;
+    }
+  }
+
+  Real* student_;
+  Real* teacher_;
+  int actions_;
+  bool wants_grad_;
 };
 
 template <LossKind kind, class Real>
@@ -188,8 +231,8 @@ __global__ void __launch_bounds__(kSmallThreads)
     const int mine = static_cast<int>(threadIdx.x);
     if (mine < rows) {
       ThreadTeam team;
-      TileCells<Real> cells{student + mine * shape.stride, teacher + mine * shape.stride,
-                            shape.actions, args.grad != nullptr};
+      TileCells<Real> cells(student + mine * shape.stride, teacher + mine * shape.stride,
+                            shape.actions, args.grad != nullptr);
       const Real weight = weight_of<Real>(args, first + mine);
       RowLoss<kind, Real, ThreadTeam, TileCells<Real>> row(settings, team, cells, weight);
       const Real weighted = row.run();

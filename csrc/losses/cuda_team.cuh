@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The threads that share a row (one, a warp or a block) and how they combine values; then the sum of
-// all rows' losses over the blocks of a launch. Every order of addition is fixed: the same call on
-// the same device gives the same bits.
+// The threads that share a row (one, a warp or a block) and how they combine values; then the sum
+// of all rows' losses over the blocks of a launch. Every order of addition is fixed: the same call
+// on the same device gives the same bits.
 #pragma once
 
 #include "losses/cuda_memory.cuh"

@@ -3,8 +3,8 @@
 // several others', else a block per row.
 //
 // A thread meets the same quads of the row in every pass. What it keeps of them in shared memory is
-// its own, so no pass needs a barrier beyond those of the sums; quads that do not fit are read again,
-// mostly from the L2 cache.
+// its own, so no pass needs a barrier beyond those of the sums; quads that do not fit are read
+// again, mostly from the L2 cache.
 #pragma once
 
 #include "losses/cuda_row_loss.cuh"
@@ -36,10 +36,9 @@ class WideCells {
         teacher_(element(args.teacher.data, args.teacher.dtype, row * args.teacher.row_stride)),
         mask_(args.action_mask == nullptr ? nullptr
                                           : args.action_mask + row * args.mask_row_stride),
-        grad_(args.grad == nullptr
-                  ? nullptr
-                  : const_cast<void*>(
-                        element(args.grad, args.student.dtype, row * args.grad_row_stride))),
+        grad_(args.grad == nullptr ? nullptr
+                                   : const_cast<void*>(element(args.grad, args.student.dtype,
+                                                               row * args.grad_row_stride))),
         memory_(memory + rank),
         kept_quads_(shape.kept_quads),
         rank_(rank),

@@ -107,8 +107,8 @@ inline Outputs run_kernels(const Problem& p, Inputs& in) {
   return out;
 }
 
-inline void check_close(Exact got, Exact want, Exact tolerance, const char* what,
-                        const Problem& p, std::int64_t row, std::int64_t action) {
+inline void check_close(Exact got, Exact want, Exact tolerance, const char* what, const Problem& p,
+                        std::int64_t row, std::int64_t action) {
   const bool same = std::isnan(want)   ? std::isnan(got)
                     : std::isinf(want) ? got == want
                                        : std::fabs(got - want) <= tolerance;
@@ -147,7 +147,8 @@ inline void check_outputs(const Problem& p, Inputs& in, Outputs& out) {
     const Exact error = kRoundings * length * unit * factor * (row.loss_error + row.loss) + floor;
     total += loss;
     total_error += error;
-    if (p.per_row) check_close(decode(out.loss.at(i, 0), arithmetic(p)), loss, error, "loss", p, i, -1);
+    if (p.per_row)
+      check_close(decode(out.loss.at(i, 0), arithmetic(p)), loss, error, "loss", p, i, -1);
     for (std::int64_t j = 0; j < p.actions && p.with_grad; ++j) {
       const std::size_t k = static_cast<std::size_t>(j);
       const Exact want = weight * p.scale * row.grad[k];
@@ -155,7 +156,8 @@ inline void check_outputs(const Problem& p, Inputs& in, Outputs& out) {
                               storage * std::fabs(want) + floor;
       check_close(decode(out.grad.at(i, j), p.student_dtype), want, tolerance, "grad", p, i, j);
       const std::size_t at = static_cast<std::size_t>(out.grad.at(i, j) - out.grad.bytes.data());
-      for (int b = 0; b < element_bytes(p.student_dtype); ++b) written[at + static_cast<std::size_t>(b)] = true;
+      for (int b = 0; b < element_bytes(p.student_dtype); ++b)
+        written[at + static_cast<std::size_t>(b)] = true;
     }
   }
   if (!p.per_row) {

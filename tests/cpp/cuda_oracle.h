@@ -56,7 +56,8 @@ inline void encode(Exact value, unsigned char* at, DType dtype) {
   } else {
     const int exponent = std::ilogb(value);
     const Exact units = std::trunc(std::ldexp(std::fabs(value), mantissa_bits - exponent));
-    bits = (static_cast<unsigned>(exponent + bias - 1) << mantissa_bits) + static_cast<unsigned>(units);
+    bits = (static_cast<unsigned>(exponent + bias - 1) << mantissa_bits) +
+           static_cast<unsigned>(units);
   }
   const std::uint16_t stored =
       static_cast<std::uint16_t>(bits | (std::signbit(value) ? 0x8000u : 0u));
@@ -197,8 +198,8 @@ inline Row oracle_row(const Problem& problem, const std::vector<Exact>& s,
   const auto add = [&](Exact share, Exact log_a, Exact log_b, Exact exponent) {
     if (share <= 0) return;
     row.loss += share * (log_a - log_b);
-    row.loss_error +=
-        share * (std::fabs(log_a) + std::fabs(log_b) + exp_error(exponent) * std::fabs(log_a - log_b) + 1);
+    row.loss_error += share * (std::fabs(log_a) + std::fabs(log_b) +
+                               exp_error(exponent) * std::fabs(log_a - log_b) + 1);
   };
   const Exact beta = problem.beta;
   std::vector<Exact> q_over_m(actions, 0);

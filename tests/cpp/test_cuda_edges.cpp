@@ -186,8 +186,10 @@ void test_determinism() {
     p.batch = p.actions > 64 ? 7 : 300;
     p.per_row = false;
     Inputs in = random_inputs(p, 8);
-    std::memcpy(in.student.at(p.batch - 1, 0), in.student.at(0, 0), 4 * static_cast<std::size_t>(p.actions));
-    std::memcpy(in.teacher.at(p.batch - 1, 0), in.teacher.at(0, 0), 4 * static_cast<std::size_t>(p.actions));
+    std::memcpy(in.student.at(p.batch - 1, 0), in.student.at(0, 0),
+                4 * static_cast<std::size_t>(p.actions));
+    std::memcpy(in.teacher.at(p.batch - 1, 0), in.teacher.at(0, 0),
+                4 * static_cast<std::size_t>(p.actions));
     const Outputs first = run_kernels(p, in);
     simt::machine().seed += 1;
     Outputs second = run_kernels(p, in);

@@ -11,9 +11,9 @@ namespace {
 constexpr LossKind kKinds[] = {LossKind::kKl, LossKind::kReverseKl, LossKind::kJsd, LossKind::kNll,
                                LossKind::kMse};
 constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
-constexpr std::int64_t kSizes[] = {1,  2,  3,  4,  5,  6,   7,   8,   9,    10,   11,   12,   13,
-                                   14, 15, 16, 17, 18, 19,  31,  32,  33,   63,   64,   65,   127,
-                                   128, 129, 1023, 1024, 1025, 2047, 2048, 2049, 4096, 4100, 8200};
+constexpr std::int64_t kSizes[] = {
+    1,  2,  3,  4,  5,  6,  7,   8,   9,   10,   11,   12,   13,   14,   15,   16,   17,   18,  19,
+    31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 2047, 2048, 2049, 4096, 4100, 8200};
 
 unsigned next_seed() {
   static unsigned seed = 0;

@@ -46,7 +46,8 @@ struct Td {
         scale(1.0 / (1 + variant)) {
     std::mt19937 random(static_cast<unsigned>(batch * 31 + actions * 7 + variant));
     std::normal_distribution<double> normal(0.0, 1.5);
-    for (std::int64_t i = 0; i < batch * stride; ++i) q.push_back(static_cast<Real>(normal(random)));
+    for (std::int64_t i = 0; i < batch * stride; ++i)
+      q.push_back(static_cast<Real>(normal(random)));
     for (std::int64_t i = 0; i < batch; ++i) {
       target.push_back(static_cast<Real>(normal(random)));
       weight.push_back(static_cast<Real>(random() % 4));
@@ -86,10 +87,13 @@ struct Td {
     for (std::size_t i = 0; i < rows; ++i) {
       const bool known = action[i] >= 0 && action[i] < actions;
       const double nan = std::numeric_limits<double>::quiet_NaN();
-      const double td = known ? double(q[at(static_cast<std::int64_t>(i), action[i])]) - target[i] : nan;
+      const double td =
+          known ? double(q[at(static_cast<std::int64_t>(i), action[i])]) - target[i] : nan;
       const double factor = (weighted ? double(weight[i]) : 1.0) * scale;
       const bool is_linear = kind == TdKind::kHuber && std::fabs(td) >= 1;
-      double value = kind == TdKind::kMse ? td * td : is_linear ? std::fabs(td) - 0.5 : 0.5 * td * td;
+      double value = kind == TdKind::kMse ? td * td
+                     : is_linear          ? std::fabs(td) - 0.5
+                                          : 0.5 * td * td;
       double slope = kind == TdKind::kMse ? 2 * td : is_linear ? std::copysign(1.0, td) : td;
       value = factor == 0 ? 0 : factor * value;
       slope = factor == 0 || !known ? 0 : factor * slope;
@@ -99,7 +103,8 @@ struct Td {
       if (per_row) CHECK(close(loss[i], value, unit * (1 + std::fabs(value) * 4)));
       for (std::int64_t j = 0; j < actions && with_grad; ++j) {
         const double want = j == action[i] ? slope : 0.0;
-        const double got = grad[i * static_cast<std::size_t>(actions) + static_cast<std::size_t>(j)];
+        const double got =
+            grad[i * static_cast<std::size_t>(actions) + static_cast<std::size_t>(j)];
         CHECK(close(got, want, j == action[i] ? unit * (1 + std::fabs(want) * 4) : 0.0));
       }
     }

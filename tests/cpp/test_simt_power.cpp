@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Proof that the SIMT machine sees missing synchronisation: every barrier and fence of the kernels
-// is left out once, in a process of its own, and ThreadSanitizer must report a data race. Built with
-// ThreadSanitizer only.
+// is left out once, in a process of its own, and ThreadSanitizer must report a data race. Built
+// with ThreadSanitizer only.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -28,8 +28,10 @@ void run_all_kernels() {
     run_kernels(p, in);
   }
   const std::int64_t batch = 2500;
-  std::vector<float> q(static_cast<std::size_t>(2 * batch)), out(static_cast<std::size_t>(2 * batch));
-  std::vector<float> target(static_cast<std::size_t>(batch)), td_abs(static_cast<std::size_t>(batch));
+  std::vector<float> q(static_cast<std::size_t>(2 * batch)),
+      out(static_cast<std::size_t>(2 * batch));
+  std::vector<float> target(static_cast<std::size_t>(batch)),
+      td_abs(static_cast<std::size_t>(batch));
   std::vector<std::int64_t> action(static_cast<std::size_t>(batch));
   float loss;
   TdArgs args;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The scheduler of the SIMT machine. ThreadSanitizer must not watch this file (CMakeLists.txt leaves
-// it uninstrumented): what it shares between fibers would order them and hide their races.
+// The scheduler of the SIMT machine. ThreadSanitizer must not watch this file (CMakeLists.txt
+// leaves it uninstrumented): what it shares between fibers would order them and hide their races.
 #include "simt/simt.h"
 
 #include <sys/mman.h>
@@ -154,7 +154,7 @@ void make_fiber(int number) {
   fibers[number] = static_cast<Fiber*>(std::calloc(1, sizeof(Fiber)));
   Fiber& fiber = *fibers[number];
   fiber.stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (fiber.stack == MAP_FAILED) die("out of memory for stacks");
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack;
@@ -214,7 +214,8 @@ void schedule(Block* blocks, const unsigned* order) {
     switch_to(fiber);
     if (!fiber->finished || --fiber->block->unfinished > 0) continue;
     ++finished;
-    if (started < launch_now.blocks) start_block(blocks + order[started++], fiber->block->first_fiber);
+    if (started < launch_now.blocks)
+      start_block(blocks + order[started++], fiber->block->first_fiber);
   }
 }
 
@@ -309,7 +310,8 @@ void run(std::int64_t blocks, int threads, std::size_t shared_bytes, void (*body
   ++machine().launches;
   random_state = machine().seed * 2654435761u + static_cast<std::uint64_t>(machine().launches);
   launch_now = {static_cast<unsigned>(blocks), threads, body, context};
-  // All memory exists before the launch and is full of NaN; its exact size lets ASan see an overrun.
+  // All memory exists before the launch and is full of NaN; its exact size lets ASan see an
+  // overrun.
   const std::size_t count = static_cast<std::size_t>(blocks);
   Block* all = static_cast<Block*>(std::calloc(count, sizeof(Block)));
   unsigned* order = static_cast<unsigned*>(std::malloc(count * sizeof(unsigned)));
@@ -369,7 +371,8 @@ std::uint16_t narrow(float value, int exponent_bits) {
 float widen_float16(std::uint32_t bits) {
   const int exponent = static_cast<int>(bits >> 10 & 31);
   const float mantissa = static_cast<float>(bits & 1023) / 1024;
-  float magnitude = std::ldexp(exponent == 0 ? mantissa : 1 + mantissa, exponent == 0 ? -14 : exponent - 15);
+  float magnitude =
+      std::ldexp(exponent == 0 ? mantissa : 1 + mantissa, exponent == 0 ? -14 : exponent - 15);
   if (exponent == 31) magnitude = mantissa == 0 ? INFINITY : NAN;
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }

@@ -111,8 +111,9 @@ struct Grid {
 template <class... Args>
 void launch(void (*kernel)(Args...), const Grid& grid, void*, const Args&... args) {
   auto body = [&] { kernel(args...); };
-  simt::run(grid.blocks, grid.threads, static_cast<std::size_t>(grid.shared_bytes),
-            [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
+  simt::run(
+      grid.blocks, grid.threads, static_cast<std::size_t>(grid.shared_bytes),
+      [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
 }
 
 }  // namespace fastdistill::platform
