@@ -4,10 +4,13 @@
 // name lives in that build's own namespace, and no header with shared inline functions is included.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include <utility>
 
 #include "common/host_device.h"
 
@@ -192,16 +195,14 @@ struct Math<double> {
 };
 
 // Moves lane i + distance to lane i, so that log2(lanes) steps reduce a vector.
-template <class M, int distance>
-FASTDISTILL_HD typename M::V lanes_down(typename M::V v) {
-  typename M::Mask from{};
-  for (int i = 0; i < M::kLanes; ++i) from[i] = (i + distance) % M::kLanes;
-  return __builtin_shuffle(v, from);
+template <int distance, class V, size_t... lane>
+FASTDISTILL_HD V lanes_down(V v, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(v, v, (static_cast<int>(lane + distance) % static_cast<int>(sizeof...(lane)))...);
 }
 
 template <class M, int distance = M::kLanes / 2>
 FASTDISTILL_HD typename M::Real horizontal_sum(typename M::V v) {
-  v += lanes_down<M, distance>(v);
+  v += lanes_down<distance>(v, std::make_index_sequence<M::kLanes>());
   if constexpr (distance > 1) {
     return horizontal_sum<M, distance / 2>(v);
   } else {
@@ -211,7 +212,8 @@ FASTDISTILL_HD typename M::Real horizontal_sum(typename M::V v) {
 
 template <class M, int distance = M::kLanes / 2>
 FASTDISTILL_HD typename M::Real horizontal_max(typename M::V v) {
-  const typename M::V other = lanes_down<M, distance>(v);
+  const typename M::V other =
+      lanes_down<distance>(v, std::make_index_sequence<M::kLanes>());
   v = other > v ? other : v;
   if constexpr (distance > 1) {
     return horizontal_max<M, distance / 2>(v);

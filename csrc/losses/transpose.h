@@ -7,6 +7,8 @@
 // action k of all rows, in order, in register k. Loads place the data, so few shuffles are needed.
 #pragma once
 
+#include <utility>
+
 #include "losses/simd.h"
 
 namespace fastdistill {
@@ -69,41 +71,31 @@ FASTDISTILL_HD void split(VFloat v, Quad (&quads)[kQuads]) {
 #endif
 }
 
-// Per 128-bit part: part i of the result takes lanes a, b of `x` and c, d of `y`.
-template <int a, int b, int c, int d>
-FASTDISTILL_HD VFloat shuffle_parts(VFloat x, VFloat y) {
-  VInt from{};
-  for (int part = 0; part < kFloatLanes; part += 4) {
-    from[part] = part + a;
-    from[part + 1] = part + b;
-    from[part + 2] = kFloatLanes + part + c;
-    from[part + 3] = kFloatLanes + part + d;
-  }
-  return __builtin_shuffle(x, y, from);
+// Lane i of the result comes from lane `pattern[i % 4]` of the same 128-bit part; patterns of 4 and
+// more count on into `y`.
+template <int a, int b, int c, int d, size_t... lane>
+FASTDISTILL_HD VFloat shuffle_parts(VFloat x, VFloat y, std::index_sequence<lane...>) {
+  constexpr int pattern[4] = {a, b, c, d};
+  return __builtin_shufflevector(
+      x, y, (static_cast<int>(lane) / 4 * 4 + pattern[lane % 4] % 4 +
+             pattern[lane % 4] / 4 * kFloatLanes)...);
 }
 
-template <int first>
-FASTDISTILL_HD VFloat interleave_parts(VFloat x, VFloat y) {
-  VInt from{};
-  for (int part = 0; part < kFloatLanes; part += 4) {
-    from[part] = part + first;
-    from[part + 1] = kFloatLanes + part + first;
-    from[part + 2] = part + first + 1;
-    from[part + 3] = kFloatLanes + part + first + 1;
-  }
-  return __builtin_shuffle(x, y, from);
+template <int a, int b, int c, int d>
+FASTDISTILL_HD VFloat shuffle_parts(VFloat x, VFloat y) {
+  return shuffle_parts<a, b, c, d>(x, y, std::make_index_sequence<kFloatLanes>());
 }
 
 // Its own inverse.
 FASTDISTILL_HD void transpose_parts(VFloat (&strip)[4]) {
-  const VFloat low_01 = interleave_parts<0>(strip[0], strip[1]);
-  const VFloat low_23 = interleave_parts<0>(strip[2], strip[3]);
-  const VFloat high_01 = interleave_parts<2>(strip[0], strip[1]);
-  const VFloat high_23 = interleave_parts<2>(strip[2], strip[3]);
-  strip[0] = shuffle_parts<0, 1, 0, 1>(low_01, low_23);
-  strip[1] = shuffle_parts<2, 3, 2, 3>(low_01, low_23);
-  strip[2] = shuffle_parts<0, 1, 0, 1>(high_01, high_23);
-  strip[3] = shuffle_parts<2, 3, 2, 3>(high_01, high_23);
+  const VFloat low_01 = shuffle_parts<0, 4, 1, 5>(strip[0], strip[1]);
+  const VFloat low_23 = shuffle_parts<0, 4, 1, 5>(strip[2], strip[3]);
+  const VFloat high_01 = shuffle_parts<2, 6, 3, 7>(strip[0], strip[1]);
+  const VFloat high_23 = shuffle_parts<2, 6, 3, 7>(strip[2], strip[3]);
+  strip[0] = shuffle_parts<0, 1, 4, 5>(low_01, low_23);
+  strip[1] = shuffle_parts<2, 3, 6, 7>(low_01, low_23);
+  strip[2] = shuffle_parts<0, 1, 4, 5>(high_01, high_23);
+  strip[3] = shuffle_parts<2, 3, 6, 7>(high_01, high_23);
 }
 
 template <bool all_rows>

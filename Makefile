@@ -1,0 +1,67 @@
+# `make demo` and `make test` each start from nothing: they make a virtual environment in .venv,
+# install pinned dependencies, build the native code, and do their work.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CPP_TESTS := build/cpp
+
+.PHONY: help setup build demo test test-cpp check format sanitize bench gpu clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# pip warns of every index it merely did not need; --quiet leaves errors.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade -c constraints.txt scikit-build-core pybind11 cmake ninja
+	$(BIN)/pip install --quiet --upgrade -c constraints.txt "torch>=2.10" numpy pytest pytest-timeout \
+	  pytest-benchmark hypothesis ruff mypy clang-format clang-tidy
+	touch $@
+
+setup: $(VENV)/ready  ## Make .venv with the pinned dependencies
+
+build: setup  ## Build the native code and install the package into .venv
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps .
+
+demo: build  ## Run the losses' benchmark in its short form
+	$(BIN)/python benchmarks/run.py --short
+
+test: build test-cpp  ## Run the C++ and the Python tests
+	$(BIN)/pytest
+
+test-cpp: setup  ## Run the C++ tests, among them the CUDA kernels on a simulated GPU
+	$(BIN)/cmake -S . -B $(CPP_TESTS) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DFASTDISTILL_PYTHON=OFF -DFASTDISTILL_CUDA=OFF -DFASTDISTILL_CPP_TESTS=ON -DFASTDISTILL_WERROR=ON > /dev/null
+	$(BIN)/cmake --build $(CPP_TESTS)
+	$(BIN)/ctest --test-dir $(CPP_TESTS) --output-on-failure
+
+CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.h' 'tests/cpp/*.cpp')
+TIDY_FILES = $(filter-out csrc/bindings/cuda%, $(shell git ls-files 'csrc/*.cpp'))
+
+check: build test-cpp  ## Lint, format, types: Python and C++
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(BIN)/cmake -S . -B build/tidy -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTDISTILL_CUDA=OFF \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
+	$(BIN)/clang-tidy --quiet -p build/tidy $(TIDY_FILES)
+
+format: setup  ## Format Python and C++
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+sanitize: setup  ## Run the C++ tests under ThreadSanitizer, then AddressSanitizer with UBSan
+	for kind in thread address; do \
+	  $(BIN)/cmake -S . -B build/$$kind -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTDISTILL_PYTHON=OFF \
+	    -DFASTDISTILL_CUDA=OFF -DFASTDISTILL_CPP_TESTS=ON -DFASTDISTILL_SANITIZER=$$kind > /dev/null && \
+	  $(BIN)/cmake --build build/$$kind && \
+	  $(BIN)/ctest --test-dir build/$$kind --output-on-failure || exit 1; \
+	done
+
+bench: build  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## Remove what was built, keep .venv
+	rm -rf build dist

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""Forward and backward of the KL loss: ours, torch eager, torch.compile, and the floor of the machine.
+
+The floor is what moving the bytes costs: one pass that reads both matrices and writes one. For the
+smallest batch, where bytes cost nothing, it is the cheapest backward that autograd can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastdistill as fd
+
+SHAPES = [(32, 18), (4096, 18), (65_536, 18), (1_048_576, 18), (4096, 1000), (512, 32_000)]
+SHORT_SHAPES = SHAPES[:3]
+COLUMNS = ["floor", "torch_eager", "torch_compile", "distill_kl", "distill_loss_and_grad"]
+TEMPERATURE = 0.01
+
+
+def torch_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    target = F.softmax(teacher / TEMPERATURE, dim=-1)
+    return F.kl_div(F.log_softmax(student, dim=-1), target, reduction="batchmean")
+
+
+def training_step(
+    column: str, student: torch.Tensor, teacher: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    """One forward and backward; returns the loss, for the check after timing."""
+    if column == "distill_loss_and_grad":
+        grad = torch.empty_like(student)
+        return lambda: fd.distill_loss_and_grad(
+            "kl", student, teacher, temperature=TEMPERATURE, out_grad=grad
+        )[0]
+    if column == "floor" and student.shape[0] > 1000:
+        out = torch.empty_like(student)
+        values = student.detach()
+        return lambda: torch.add(values, teacher, out=out)
+    loss_of = {
+        "floor": lambda student, _: student.sum(),
+        "torch_eager": torch_kl,
+        "torch_compile": torch.compile(torch_kl),
+        "distill_kl": lambda student, teacher: fd.distill_kl(
+            student, teacher, temperature=TEMPERATURE
+        ),
+    }[column]
+
+    def step() -> torch.Tensor:
+        student.grad = None
+        loss = loss_of(student, teacher)
+        loss.backward()
+        return loss
+
+    return step
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def test_bench_distill_kl(benchmark, shape, dtype, column):
+    torch._dynamo.reset()
+    generator = torch.Generator().manual_seed(0)
+    # Action gaps of a DQN: a hundredth of the Q-values' scale, sharpened by the temperature.
+    teacher = (0.05 * torch.randn(shape, generator=generator)).to(dtype)
+    student = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    step = training_step(column, student, teacher)
+    elements = student.numel()
+    benchmark.group = f"distill_kl {shape[0]}x{shape[1]} {str(dtype).removeprefix('torch.')}"
+    benchmark.extra_info.update(
+        operation="distill_kl", shape=list(shape), dtype=str(dtype).removeprefix("torch."),
+        column=column, bytes=3 * elements * student.element_size(),
+    )  # fmt: skip
+    # Small steps are repeated within a round; large ones need rounds enough for fresh pages to
+    # settle before the first that counts.
+    iterations = max(1, min(1000, 2_000_000 // elements))
+    loss = benchmark.pedantic(step, rounds=21, warmup_rounds=12, iterations=iterations)
+    if column != "floor":
+        expected = torch_kl(student.detach().double(), teacher.double())
+        tolerance = 1e-5 if dtype is torch.float32 else 3e-2
+        assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
