@@ -48,12 +48,10 @@ struct Tile {
   FASTDISTILL_DEVICE int shared_offset(std::int64_t e) const {
     return static_cast<int>(e) + row_of(e) * (shape.stride - shape.actions);
   }
-  FASTDISTILL_DEVICE std::int64_t row_start(std::int64_t e, std::int64_t row_stride) const {
-    return (first_row + row_of(e)) * row_stride - row_of(e) * shape.actions;
-  }
-  // Offset from the matrix's start of element e.
+  // Offset of element e from the start of a matrix.
   FASTDISTILL_DEVICE std::int64_t global_offset(std::int64_t e, std::int64_t row_stride) const {
-    return row_start(e, row_stride) + e;
+    const int row = row_of(e);
+    return (first_row + row) * row_stride + (e - row * shape.actions);
   }
 };
 

@@ -76,10 +76,7 @@ struct Outputs {
   Buffer loss;
 };
 
-inline Outputs run_kernels(const Problem& p, Inputs& in) {
-  Outputs out;
-  out.grad.allocate(p.student_dtype, p.batch, p.actions, p.actions + p.extra_stride, p.offset);
-  out.loss.allocate(arithmetic(p), p.per_row ? p.batch : 1, 1, 1, 0);
+inline DistillArgs arguments_of(const Problem& p, Inputs& in, Outputs& out) {
   DistillArgs args;
   args.kind = p.kind;
   args.batch = p.batch;
@@ -98,9 +95,16 @@ inline Outputs run_kernels(const Problem& p, Inputs& in) {
     args.grad = out.grad.at(0, 0);
     args.grad_row_stride = out.grad.row_stride;
   }
+  return args;
+}
+
+inline Outputs run_kernels(const Problem& p, Inputs& in) {
+  Outputs out;
+  out.grad.allocate(p.student_dtype, p.batch, p.actions, p.actions + p.extra_stride, p.offset);
+  out.loss.allocate(arithmetic(p), p.per_row ? p.batch : 1, 1, 1, 0);
   CudaLaunch launch;
   launch.workspace = workspace();
-  distill_cuda(args, launch);
+  distill_cuda(arguments_of(p, in, out), launch);
   unsigned ticket;
   std::memcpy(&ticket, workspace(), sizeof(ticket));
   CHECK_EQ(ticket, 0u);
