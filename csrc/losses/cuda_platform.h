@@ -113,10 +113,12 @@ void launch(void (*kernel)(Args...), const Grid& grid, void* stream, const Args&
                                static_cast<int>(grid.shared_bytes)),
           "cudaFuncSetAttribute");
   }
-  kernel<<<static_cast<unsigned>(grid.blocks), grid.threads,
-           static_cast<std::size_t>(grid.shared_bytes), static_cast<cudaStream_t>(stream)> > >(
-      args...);
-  check(cudaGetLastError(), "the kernel launch");
+  void* pointers[] = {const_cast<void*>(static_cast<const void*>(&args))...};
+  check(cudaLaunchKernel(
+            reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(grid.blocks)),
+            dim3(static_cast<unsigned>(grid.threads)), pointers,
+            static_cast<std::size_t>(grid.shared_bytes), static_cast<cudaStream_t>(stream)),
+        "the kernel launch");
 }
 
 }  // namespace fastdistill::platform
