@@ -2,6 +2,8 @@
 // The CUDA loss kernels where peers break: masked rows, infinities, NaN, ties, empty batches, more
 // work than blocks, rows that do not fit in shared memory, and the same bits whatever the order of
 // execution.
+#include <sys/mman.h>
+
 #include "cuda_harness.h"
 
 using namespace fastdistill;
@@ -200,6 +202,56 @@ void test_determinism() {
   });
 }
 
+// Address space of which only the touched pages take memory.
+struct SparseRows {
+  std::size_t bytes;
+  unsigned char* data;
+
+  explicit SparseRows(std::int64_t elements) : bytes(static_cast<std::size_t>(elements) * 2) {
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    data = static_cast<unsigned char*>(memory);
+  }
+  ~SparseRows() { munmap(data, bytes); }
+  SparseRows(const SparseRows&) = delete;
+  SparseRows& operator=(const SparseRows&) = delete;
+};
+
+// Rows more than 2^31 elements apart give the same bits as adjacent ones.
+void test_rows_far_apart() {
+  constexpr std::int64_t kStride = (std::int64_t{1} << 31) + 8;
+  for (std::int64_t actions : kOneSizePerKernel) {
+    Problem p;
+    p.actions = actions;
+    p.batch = 2;
+    p.student_dtype = DType::kBFloat16;
+    p.teacher_dtype = DType::kBFloat16;
+    Inputs in = random_inputs(p, 9);
+    Outputs near = run_kernels(p, in);
+    Outputs far = near;
+    DistillArgs args = arguments_of(p, in, far);
+    const SparseRows student(kStride + actions), teacher(kStride + actions),
+        grad(kStride + actions);
+    const std::size_t row_bytes = static_cast<std::size_t>(actions) * 2;
+    for (std::int64_t row = 0; row < 2; ++row) {
+      std::memcpy(student.data + row * kStride * 2, in.student.at(row, 0), row_bytes);
+      std::memcpy(teacher.data + row * kStride * 2, in.teacher.at(row, 0), row_bytes);
+    }
+    args.student = {student.data, DType::kBFloat16, kStride};
+    args.teacher = {teacher.data, DType::kBFloat16, kStride};
+    args.grad = grad.data;
+    args.grad_row_stride = kStride;
+    CudaLaunch launch;
+    launch.workspace = workspace();
+    distill_cuda(args, launch);
+    CHECK(far.loss.bytes == near.loss.bytes);
+    for (std::int64_t row = 0; row < 2; ++row) {
+      CHECK(std::memcmp(grad.data + row * kStride * 2, near.grad.at(row, 0), row_bytes) == 0);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -212,4 +264,5 @@ int main() {
   test_more_work_than_blocks();
   test_little_shared_memory();
   test_determinism();
+  test_rows_far_apart();
 }
