@@ -43,7 +43,7 @@ void compare(const Problem& p, unsigned seed) {
     check_same(decode(cuda.loss.at(i, 0), arithmetic(p)), loss, 1 + std::fabs(loss), "loss", p, i,
                -1);
     if (std::isnan(loss)) continue;  // which of the row's gradients are NaN is left open
-    Exact size = 0.1;  // probabilities cancel in a gradient
+    Exact size = 0.1;                // probabilities cancel in a gradient
     for (std::int64_t j = 0; j < p.actions; ++j) {
       const Exact grad = decode(cpu.grad.at(i, j), p.student_dtype);
       if (std::isfinite(grad)) size = std::fmax(size, std::fabs(grad));
