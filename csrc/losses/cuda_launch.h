@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+// The CUDA losses as plain C++ functions: what fastdistill._cuda and the C++ tests call.
+//
+// One kernel launch computes loss, gradient and reduction. Nothing synchronises and nothing is
+// allocated, so a call may be captured in a CUDA graph.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "losses/loss_args.h"
+
+namespace fastdistill {
+
+// The most blocks that one launch uses: each leaves its part of the loss in the workspace.
+inline constexpr std::int64_t kMaxCudaBlocks = 4096;
+
+// A workspace holds the blocks' parts and the ticket that finds the last block. Its first 16 bytes
+// must be 0 before the first call and are 0 again after each call. Calls that may overlap in time
+// need a workspace each: keep one per device and stream, and give every captured graph its own,
+// zeroed by a node of that graph.
+inline constexpr std::size_t kCudaWorkspaceBytes =
+    16 + static_cast<std::size_t>(kMaxCudaBlocks) * sizeof(double);
+
+struct CudaLaunch {
+  int device = 0;
+  void* stream = nullptr;     // cudaStream_t; null = the legacy default stream
+  void* workspace = nullptr;  // kCudaWorkspaceBytes on the device, 16-byte aligned
+};
+
+// All pointers are the device's. Throws std::runtime_error with CUDA's reason and what to do.
+void distill_cuda(const DistillArgs& args, const CudaLaunch& launch);
+
+// An action outside [0, actions) gives its row a NaN loss and td_abs, and a zero gradient.
+void td_cuda(const TdArgs& args, const CudaLaunch& launch);
+
+}  // namespace fastdistill

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT
+// The loss and gradient of one row by a team of threads, in passes over the row's cells.
+//
+// Cells keeps a pair of values per action, first the two logits. A pass may replace the pair by
+// what the next one needs; cells that could not be kept are recomputed from the logits by
+// `restore`.
+//   scan(f)             f(action, pair)
+//   update(restore, f)  pair = f(action, pair)
+//   finish(restore, f)  gradient = f(action, pair); skipped when no gradient is wanted
+#pragma once
+
+#include "losses/cuda_team.cuh"
+
+namespace fastdistill::cuda {
+
+template <class Real>
+struct Settings {
+  Factor<Real> student_factor;
+  Factor<Real> teacher_factor;
+  Real beta;
+  Real loss_scale;  // of the reduction
+  Real grad_scale;  // the same / student_temperature
+
+  explicit Settings(const DistillArgs& args)
+      : student_factor(args.student_temperature),
+        teacher_factor(args.temperature),
+        beta(static_cast<Real>(args.beta)),
+        loss_scale(static_cast<Real>(args.scale)),
+        grad_scale(static_cast<Real>(args.scale / args.student_temperature)) {}
+};
+
+template <class Real>
+struct Pair {
+  Real student;
+  Real teacher;
+};
+
+struct Unchanged {
+  template <class Real>
+  FASTDISTILL_DEVICE Pair<Real> operator()(std::int64_t, Pair<Real> logits) const {
+    return logits;
+  }
+};
+
+template <LossKind kind, class Real, class Team, class Cells>
+class RowLoss {
+  using F = RowMath<DeviceMath<Real>>;
+  static constexpr std::int64_t kNoAction = INT64_MAX;
+
+ public:
+  FASTDISTILL_DEVICE RowLoss(const Settings<Real>& settings, Team& team, Cells& cells, Real weight)
+      : settings_(settings), team_(team), cells_(cells), weight_(weight) {}
+
+  // The row's loss times its weight; the gradient carries every scale. The same in all threads.
+  FASTDISTILL_DEVICE Real run() {
+    Real loss;
+    if constexpr (kind == LossKind::kMse) {
+      loss = squared_error();
+    } else {
+      loss = divergence();
+    }
+    return weight_ == Real(0) ? Real(0) : loss * weight_;
+  }
+
+ private:
+  FASTDISTILL_DEVICE Real squared_error() {
+    Real sum = 0;
+    cells_.scan([&](std::int64_t, Pair<Real> logits) {
+      const Real difference = F::mse_difference(logits.student, logits.teacher);
+      sum = DeviceMath<Real>::multiply_add(difference, difference, sum);
+    });
+    team_.combine(Sum{}, sum);
+    const Real factor = Real(2) * weight_ * settings_.grad_scale;
+    cells_.finish(Unchanged{}, [&](std::int64_t, Pair<Real> logits) {
+      const Real difference = F::mse_difference(logits.student, logits.teacher);
+      return weight_ == Real(0) ? Real(0) : factor * difference;
+    });
+    return sum;
+  }
+
+  FASTDISTILL_DEVICE Real divergence() {
+    find_shifts();
+    sum_exponentials();
+    // Nothing unmasked, or no weight: the row is silent. NaN compares unequal and stays loud.
+    silent_ = sum_s_ == Real(0) || sum_t_ == Real(0) || weight_ == Real(0);
+    const Real factor = weight_ * settings_.grad_scale;
+    Real loss;
+    if constexpr (kind == LossKind::kJsd) {
+      loss = mixture_terms(factor);
+    } else if constexpr (kind == LossKind::kReverseKl) {
+      loss = F::kl_loss(cross_, sum_s_, sum_t_);
+      const Real inverse_s = factor / sum_s_;
+      const Real mean = F::mean_cross(cross_, sum_s_);
+      finish([&](Pair<Real> kept) {
+        return F::reverse_kl_grad(kept.student, kept.teacher, inverse_s, mean);
+      });
+    } else {
+      loss = F::kl_loss(cross_, sum_t_, sum_s_);
+      const Real inverse_s = factor / sum_s_;
+      const Real inverse_t = factor / sum_t_;
+      finish([&](Pair<Real> kept) {
+        return F::kl_grad(kept.student, kept.teacher, inverse_s, inverse_t);
+      });
+    }
+    return silent_ ? Real(0) : loss;
+  }
+
+  template <class Gradient>
+  FASTDISTILL_DEVICE void finish(Gradient gradient) {
+    cells_.finish(
+        [&](std::int64_t action, Pair<Real> logits) { return restore(action, logits); },
+        [&](std::int64_t, Pair<Real> kept) { return silent_ ? Real(0) : gradient(kept); });
+  }
+
+  // Row maxima; for nll also the teacher's first best action.
+  FASTDISTILL_DEVICE void find_shifts() {
+    Real max_s = F::minus_infinity();
+    Real max_t = F::minus_infinity();
+    std::int64_t first = kNoAction;
+    cells_.scan([&](std::int64_t action, Pair<Real> logits) {
+      max_s = Max{}(logits.student, max_s);
+      if (kind == LossKind::kNll && logits.teacher > max_t) first = action;
+      max_t = Max{}(logits.teacher, max_t);
+    });
+    const Real thread_max_t = max_t;
+    team_.combine(Max{}, max_s, max_t);
+    if constexpr (kind == LossKind::kNll) {
+      target_ = thread_max_t == max_t ? first : kNoAction;
+      team_.combine(Min{}, target_);
+    }
+    shift_s_ = F::shift_of(max_s);
+    shift_t_ = F::shift_of(max_t);
+  }
+
+  struct Terms {
+    Real z_s;
+    Real e_s;
+    Real z_t;
+    Real e_t;
+  };
+
+  FASTDISTILL_DEVICE Terms terms(std::int64_t action, Pair<Real> logits) const {
+    Terms terms;
+    terms.z_s = F::shifted(logits.student, shift_s_, settings_.student_factor);
+    terms.e_s = DeviceMath<Real>::exp2(terms.z_s);
+    if constexpr (kind == LossKind::kNll) {
+      // All probability on the target; a NaN elsewhere in the teacher's row is not lost.
+      const Real other = logits.teacher == logits.teacher ? Real(0) : logits.teacher;
+      terms.z_t = Real(0);
+      terms.e_t = action == target_ ? Real(1) : other;
+    } else {
+      terms.z_t = F::shifted(logits.teacher, shift_t_, settings_.teacher_factor);
+      terms.e_t = DeviceMath<Real>::exp2(terms.z_t);
+    }
+    return terms;
+  }
+
+  // What the pass after the exponentials needs.
+  FASTDISTILL_DEVICE Pair<Real> kept(Pair<Real> logits, const Terms& terms) const {
+    if constexpr (kind == LossKind::kJsd) {
+      return {terms.z_s, terms.z_t};
+    } else if constexpr (kind == LossKind::kReverseKl) {
+      return {terms.e_s, terms.z_s - terms.z_t};
+    } else {
+      // A logit of -inf cannot move: without this its gradient would be -p.
+      return {terms.e_s, logits.student == F::minus_infinity() ? Real(0) : terms.e_t};
+    }
+  }
+
+  FASTDISTILL_DEVICE Pair<Real> restore(std::int64_t action, Pair<Real> logits) const {
+    return kept(logits, terms(action, logits));
+  }
+
+  FASTDISTILL_DEVICE void sum_exponentials() {
+    cells_.update(Unchanged{}, [&](std::int64_t action, Pair<Real> logits) {
+      const Terms now = terms(action, logits);
+      sum_s_ += now.e_s;
+      sum_t_ += now.e_t;
+      if constexpr (kind == LossKind::kReverseKl) {
+        cross_ = F::add_cross_term(cross_, now.e_s, now.z_s, now.z_t);
+      } else if constexpr (kind != LossKind::kJsd) {
+        cross_ = F::add_cross_term(cross_, now.e_t, now.z_t, now.z_s);
+      }
+      return kept(logits, now);
+    });
+    team_.combine(Sum{}, sum_s_, sum_t_, cross_);
+  }
+
+  FASTDISTILL_DEVICE Real mixture_terms(Real factor) {
+    const Real beta = settings_.beta;
+    const Real inverse_s = Real(1) / sum_s_;
+    const Real inverse_t = Real(1) / sum_t_;
+    const Real log2_sum_s = DeviceMath<Real>::log2(sum_s_);
+    const Real log2_sum_t = DeviceMath<Real>::log2(sum_t_);
+    const auto mixture = [&](Pair<Real> z) {
+      return F::mixture(z.teacher - log2_sum_t, z.student - log2_sum_s, beta);
+    };
+    const auto restore_z = [&](std::int64_t action, Pair<Real> logits) {
+      return restore(action, logits);
+    };
+    Real loss = 0;
+    Real mean = 0;
+    cells_.update(restore_z, [&](std::int64_t, Pair<Real> z) {
+      const Real q = DeviceMath<Real>::exp2(z.student) * inverse_s;
+      const Real p = DeviceMath<Real>::exp2(z.teacher) * inverse_t;
+      const auto log2_m = mixture(z);
+      loss += F::jsd_loss_term(p, q, log2_m, beta);
+      mean += q == Real(0) ? Real(0) : q * log2_m.log2_m_over_q;
+      return Pair<Real>{q, log2_m.log2_m_over_q};
+    });
+    team_.combine(Sum{}, loss, mean);
+    cells_.finish(
+        [&](std::int64_t action, Pair<Real> logits) {
+          const Pair<Real> z = restore(action, logits);
+          const Real q = DeviceMath<Real>::exp2(z.student) * inverse_s;
+          return Pair<Real>{q, mixture(z).log2_m_over_q};
+        },
+        [&](std::int64_t, Pair<Real> kept) {
+          const Real grad = factor * F::jsd_grad(kept.student, kept.teacher, mean, beta);
+          return silent_ ? Real(0) : grad;
+        });
+    return F::at_least_zero(loss);
+  }
+
+  const Settings<Real>& settings_;
+  Team& team_;
+  Cells& cells_;
+  const Real weight_;
+  bool silent_ = false;
+  Real shift_s_ = 0;
+  Real shift_t_ = 0;
+  std::int64_t target_ = kNoAction;
+  Real sum_s_ = 0;
+  Real sum_t_ = 0;
+  Real cross_ = 0;
+};
+
+template <class Real>
+FASTDISTILL_DEVICE Real weight_of(const DistillArgs& args, std::int64_t row) {
+  return args.weight == nullptr ? Real(1) : static_cast<const Real*>(args.weight)[row];
+}
+
+template <class Real>
+FASTDISTILL_DEVICE void store_row_loss(const DistillArgs& args, std::int64_t row, Real weighted,
+                                       Real scale) {
+  if (args.row_loss != nullptr) static_cast<Real*>(args.row_loss)[row] = weighted * scale;
+}
+
+}  // namespace fastdistill::cuda
