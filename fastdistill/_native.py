@@ -46,6 +46,17 @@ def cuda_module() -> ModuleType:
     return _cuda
 
 
+_workspaces: list[torch.Tensor] = []
+
+
+def cuda_workspace(device_index: int, size_bytes: int, keep: bool) -> torch.Tensor:
+    """Returns zeroed scratch memory of the CUDA kernels; with `keep` it lives as long as the process."""
+    workspace = torch.zeros(size_bytes, dtype=torch.uint8, device=f"cuda:{device_index}")
+    if keep:
+        _workspaces.append(workspace)
+    return workspace
+
+
 def has_cuda_kernels() -> bool:
     """Whether losses of CUDA tensors can run here: kernels built, driver and device present."""
     try:

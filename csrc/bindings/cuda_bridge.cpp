@@ -1,15 +1,72 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/cuda_bridge.h"
 
-#include <pybind11/pybind11.h>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <utility>
+
+#include "bindings/tensor_view.h"
+#include "losses/cuda_launch.h"
 
 namespace py = pybind11;
 
 namespace fastdistill {
+namespace {
 
-void distill_on_cuda(const DistillArgs&, std::int32_t) {
-  throw py::value_error("not merged yet");
+const CudaKernels& cuda_kernels() {
+  static const CudaKernels* kernels = nullptr;  // guarded by the GIL
+  if (kernels == nullptr) {
+    const py::object module = py::module_::import("fastdistill._native").attr("cuda_module")();
+    const auto* table = static_cast<const CudaKernels*>(
+        PyCapsule_GetPointer(module.attr("kernels").ptr(), kCudaKernelsCapsule));
+    if (table == nullptr) throw py::error_already_set();
+    if (table->distill_args_bytes != sizeof(DistillArgs) || table->td_args_bytes != sizeof(TdArgs)) {
+      throw std::runtime_error("fastdistill: _cuda and _core come from different builds; reinstall");
+    }
+    kernels = table;
+  }
+  return *kernels;
 }
-void td_on_cuda(const TdArgs&, std::int32_t) { throw py::value_error("not merged yet"); }
+
+// Where a call runs. A captured graph gets a workspace of its own, which it zeroes at each replay;
+// `owner` keeps that alive until the call returns, the graph's memory pool after that.
+struct Place {
+  CudaLaunch launch;
+  py::object owner;
+
+  explicit Place(std::int32_t device) {
+    launch.device = device;
+    if (torch_api().api->current_stream(dlpack::kCuda, device, &launch.stream) != 0) {
+      throw py::error_already_set();
+    }
+    static std::map<std::pair<std::int32_t, void*>, void*> workspaces;  // guarded by the GIL
+    const bool capturing = cuda_kernels().is_capturing(device, launch.stream);
+    const auto key = std::make_pair(device, launch.stream);
+    const auto known = workspaces.find(key);
+    if (!capturing && known != workspaces.end()) {
+      launch.workspace = known->second;
+      return;
+    }
+    const py::object make = py::module_::import("fastdistill._native").attr("cuda_workspace");
+    owner = make(device, static_cast<std::int64_t>(kCudaWorkspaceBytes), !capturing);
+    launch.workspace = view_of(owner, {"fastdistill", "workspace"}).data;
+    if (!capturing) workspaces.emplace(key, launch.workspace);
+  }
+};
+
+}  // namespace
+
+void distill_on_cuda(const DistillArgs& args, std::int32_t device_index) {
+  const CudaKernels& kernels = cuda_kernels();
+  const Place place(device_index);
+  kernels.distill(args, place.launch);
+}
+
+void td_on_cuda(const TdArgs& args, std::int32_t device_index) {
+  const CudaKernels& kernels = cuda_kernels();
+  const Place place(device_index);
+  kernels.td(args, place.launch);
+}
 
 }  // namespace fastdistill

@@ -171,4 +171,9 @@ void td_cuda(const TdArgs& args, const CudaLaunch& launch) {
   }
 }
 
+bool is_capturing_cuda(int device, void* stream) {
+  const platform::DeviceScope scope(device);
+  return platform::is_capturing(stream);
+}
+
 }  // namespace fastdistill

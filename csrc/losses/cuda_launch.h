@@ -34,4 +34,19 @@ void distill_cuda(const DistillArgs& args, const CudaLaunch& launch);
 // An action outside [0, actions) gives its row a NaN loss and td_abs, and a zero gradient.
 void td_cuda(const TdArgs& args, const CudaLaunch& launch);
 
+// Whether the stream is being captured into a CUDA graph.
+bool is_capturing_cuda(int device, void* stream);
+
+// How fastdistill._core, which is built without CUDA, reaches these functions: fastdistill._cuda
+// offers this table as the capsule `kernels`.
+inline constexpr const char* kCudaKernelsCapsule = "fastdistill.cuda_kernels";
+
+struct CudaKernels {
+  std::size_t distill_args_bytes;  // both modules must come from one build
+  std::size_t td_args_bytes;
+  void (*distill)(const DistillArgs& args, const CudaLaunch& launch);
+  void (*td)(const TdArgs& args, const CudaLaunch& launch);
+  bool (*is_capturing)(int device, void* stream);
+};
+
 }  // namespace fastdistill

@@ -101,6 +101,7 @@ inline std::int64_t shared_bytes_per_multiprocessor(int) {
   return simt::machine().shared_bytes_per_multiprocessor;
 }
 inline void zero_async(void* memory, std::size_t bytes, void*) { std::memset(memory, 0, bytes); }
+inline bool is_capturing(void*) { return false; }
 
 struct Grid {
   std::int64_t blocks;
