@@ -159,7 +159,7 @@ def _divergence(
         size = abs(log_q) + abs(log_p) + scale
         share = q
     else:
-        log_m = np.log(beta * p + (1 - beta) * q)
+        log_m = np.logaddexp(np.log(beta) + log_p, np.log(1 - beta) + log_q)
         student = mean(q, log_q - log_m)
         loss = beta * mean(p, log_p - log_m) + (1 - beta) * student
         size_q = mean(q_rounding, abs(log_q) + abs(log_m))
