@@ -262,7 +262,7 @@ struct RowKernel {
         const auto log2_m = F::mixture(M::load(rows.fourth + i) - log2_sum_t,
                                        M::load(rows.third + i) - log2_sum_s, beta);
         part_loss += F::jsd_loss_term(p, q, log2_m, beta);
-        part_mean += q > V{} ? q * log2_m.log2_m_over_q : V{};
+        part_mean += q == V{} ? V{} : q * log2_m.log2_m_over_q;
         M::store(rows.third + i, log2_m.log2_m_over_q);
       }
       loss += part_loss;

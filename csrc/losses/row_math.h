@@ -100,8 +100,9 @@ struct RowMath {
 
   static FASTDISTILL_HD V jsd_loss_term(V p, V q, Mixture log2_m, V beta) {
     const V zero = constant(0);
-    const V teacher = p > zero ? beta * p * log2_m.log2_m_over_p : zero;
-    const V student = q > zero ? (constant(1) - beta) * q * log2_m.log2_m_over_q : zero;
+    // Compared for equality, so that a NaN stays.
+    const V teacher = p == zero ? zero : beta * p * log2_m.log2_m_over_p;
+    const V student = q == zero ? zero : (constant(1) - beta) * q * log2_m.log2_m_over_q;
     return constant(-kLn2) * (teacher + student);
   }
 
@@ -109,7 +110,7 @@ struct RowMath {
   static FASTDISTILL_HD V jsd_grad(V q, V log2_m_over_q, V mean_log2_m_over_q, V beta) {
     const V grad =
         constant(kLn2) * (constant(1) - beta) * q * (mean_log2_m_over_q - log2_m_over_q);
-    return q > constant(0) ? grad : constant(0);
+    return q == constant(0) ? constant(0) : grad;
   }
 
   // sum_j (s_j - t_j)^2; an action masked on either side has no difference.
