@@ -27,6 +27,7 @@ _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_grad_enabled = torch.is_grad_enabled
+_increment_version = torch._C._increment_version
 
 
 def distill_kl(
@@ -54,7 +55,7 @@ def distill_kl(
         action_mask: bool [actions] or [batch, actions], True where an action is allowed. Others have
             probability 0 on both sides and gradient 0. A logit of -inf masks its own side.
         weight: [batch], multiplies each row's loss; a weight of 0 silences its row even if it holds
-            NaN. It does not enter the divisor of the mean.
+            NaN. It does not enter the divisor of the mean; must not require grad.
         reduction: "batchmean" (sum / batch), "mean" (sum / (batch * actions), as torch's kl_div),
             "sum" or "none" ([batch]).
 
@@ -65,7 +66,8 @@ def distill_kl(
 
     Raises:
         TypeError: An argument is no dense float tensor on CPU or CUDA.
-        ValueError: A shape, device, temperature or reduction is wrong, or the teacher requires grad.
+        ValueError: A shape, device, temperature or reduction is wrong, or the teacher or the weight
+            requires grad.
 
     Example:
         >>> import fastdistill as fd
@@ -203,6 +205,7 @@ def distill_loss_and_grad(
     """
     code = _check_kind("distill_loss_and_grad", kind, temperature, student_temperature, beta)
     if _is_compiling() or _dispatch_modes() or type(student_logits) not in _PLAIN:
+        _check_tensor("distill_loss_and_grad", "student_logits", student_logits)
         loss, grad = torch.ops.fastdistill.distill(
             student_logits, teacher_logits, action_mask, weight, code, temperature,
             student_temperature, beta, reduction, True, "distill_loss_and_grad",
@@ -212,6 +215,8 @@ def distill_loss_and_grad(
         code, student_logits, teacher_logits, action_mask, weight, temperature,
         student_temperature, beta, reduction, True, out_grad, "distill_loss_and_grad",
     )  # fmt: skip
+    if out_grad is not None:
+        _increment_version((out_grad,))  # so that autograd notices if it had saved this tensor
     return result
 
 
@@ -293,7 +298,7 @@ def td_loss(
         q: [batch, actions], float32 or float64.
         action: [batch], int64, each in [0, actions).
         target: [batch], converted to q's dtype; must not require grad.
-        weight: [batch], importance weights; a weight of 0 silences its row.
+        weight: [batch], importance weights; a weight of 0 silences its row. Must not require grad.
         kind: "huber" or "mse".
         reduction: "mean" (sum / batch), "sum" or "none".
 
@@ -319,16 +324,26 @@ def td_loss(
     if _transforms_active():
         return td_reference(q, action, target, weight=weight, kind=kind, reduction=reduction)
     if _is_compiling() or _dispatch_modes() or type(q) not in _PLAIN:
+        _check_tensor("td_loss", "q", q)
         loss, td_abs, _ = torch.ops.fastdistill.td(q, action, target, weight, code, reduction, True)
         return loss, td_abs
     if _is_grad_enabled():
-        if target.requires_grad:
+        if isinstance(target, Tensor) and target.requires_grad:
             raise ValueError("td_loss: target must not require grad, got requires_grad=True; detach it")
+        if isinstance(weight, Tensor) and weight.requires_grad:
+            raise ValueError("td_loss: weight must not require grad, got requires_grad=True; detach it")
         if q.requires_grad:
             result: tuple[Tensor, Tensor] = _td_apply(q, action, target, weight, (code, reduction))
             return result
     loss, td_abs, _ = _native_td(code, q, action, target, weight, reduction, False)
     return loss, td_abs
+
+
+def _check_tensor(function: str, argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{function}: {argument} must be a torch.Tensor, got {type(value).__name__}"
+        )
 
 
 def _check_kind(
@@ -364,6 +379,7 @@ def _distill(
         return _reference(student, teacher, action_mask, weight, options)
     code, temperature, student_temperature, beta, reduction, function = options
     if _is_compiling() or _dispatch_modes() or type(student) not in _PLAIN:
+        _check_tensor(function, "student_logits", student)
         loss: Tensor = torch.ops.fastdistill.distill(
             student, teacher, action_mask, weight, code, temperature, student_temperature, beta,
             reduction, True, function,
@@ -373,6 +389,10 @@ def _distill(
         if isinstance(teacher, Tensor) and teacher.requires_grad:
             raise ValueError(
                 f"{function}: teacher_logits must not require grad, got requires_grad=True; detach it"
+            )
+        if isinstance(weight, Tensor) and weight.requires_grad:
+            raise ValueError(
+                f"{function}: weight must not require grad, got requires_grad=True; detach it"
             )
         if student.requires_grad:
             loss = _distill_apply(student, teacher, action_mask, weight, options)

@@ -70,12 +70,17 @@ def _distill_fake(
     return loss, grad
 
 
+def _refuse_grad(function: str, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{function}: {name} must not require grad, got requires_grad=True; detach it"
+            )
+
+
 def _distill_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     student, teacher, action_mask, weight, *options = inputs
-    if teacher.requires_grad:
-        raise ValueError(
-            f"{options[-1]}: teacher_logits must not require grad, got requires_grad=True; detach it"
-        )
+    _refuse_grad(options[-1], teacher_logits=teacher, weight=weight)
     ctx.set_materialize_grads(False)
     ctx.options = options
     if student.dtype is torch.float16:  # as in losses._Distill
@@ -98,7 +103,7 @@ def _distill_backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> t
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor:
-    return grad * (grad_loss.unsqueeze(1) if grad_loss.dim() == 1 else grad_loss).to(grad.dtype)
+    return (grad * (grad_loss.unsqueeze(1) if grad_loss.dim() == 1 else grad_loss)).to(grad.dtype)
 
 
 torch.library.register_autograd(
@@ -136,8 +141,7 @@ def _td_fake(
 
 
 def _td_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    if inputs[2].requires_grad:
-        raise ValueError("td_loss: target must not require grad, got requires_grad=True; detach it")
+    _refuse_grad("td_loss", target=inputs[2], weight=inputs[3])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[2])
 

@@ -35,9 +35,14 @@ def distill_reference(
     student = student_logits.to(dtype)
     teacher = teacher_logits.to(dtype)
     allowed = student == student if action_mask is None else action_mask.expand(student.shape)
-    row = _row_losses(kind, student, teacher, allowed, temperature, student_temperature, beta)
     if weight is not None:
         weight = weight.to(dtype)
+        # A NaN of a silent row must not reach the gradient, not even multiplied by 0.
+        silent = (weight == 0).unsqueeze(-1)
+        student = torch.where(silent, 0.0, student)
+        teacher = torch.where(silent, 0.0, teacher)
+    row = _row_losses(kind, student, teacher, allowed, temperature, student_temperature, beta)
+    if weight is not None:
         row = torch.where(weight == 0, torch.zeros_like(row), row * weight)
     if reduction == "none":
         return row
@@ -66,6 +71,8 @@ def _row_losses(
         return difference.square().sum(-1)
     # A row in which one side rules out everything has nothing to compare.
     live = student_open.any(-1, keepdim=True) & teacher_open.any(-1, keepdim=True)
+    student = torch.where(live, student, zero)
+    teacher = torch.where(live, teacher, zero)
     log_q, q = _log_softmax(student, student_open | ~live, student_temperature)
     log_p, p = _log_softmax(teacher, teacher_open | ~live, temperature)
     if kind == "nll":
@@ -83,25 +90,33 @@ def _row_losses(
             torch.where(q > 0, log_q, floor) + math.log1p(-beta),
         )
         terms = beta * _weighted(p, log_p, mixture) + (1 - beta) * _weighted(q, log_q, mixture)
+        loss = terms.sum(-1)
     elif kind == "reverse_kl":
-        terms = _weighted(q, log_q, log_p)
+        loss = _weighted(q, log_q, log_p).sum(-1)
+        infinite = ((q > 0) & ~teacher_open).any(-1)
+        loss = torch.where(infinite, math.inf, loss)  # without gradient
     else:
-        terms = _weighted(p, log_p, log_q)
-    return torch.where(live.squeeze(-1), terms.sum(-1), zero)
+        loss = _weighted(p, log_p, log_q).sum(-1)
+        infinite = ((p > 0) & ~student_open).any(-1)
+        loss = torch.where(infinite, loss + math.inf, loss)  # the gradient stays q - p
+    return torch.where(live.squeeze(-1), loss, zero)
 
 
 def _log_softmax(logits: Tensor, is_open: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(log-probabilities, probabilities); closed actions have -inf and 0, and no gradient."""
+    """(log-probabilities, probabilities); closed actions have about -1e30 and 0, and no gradient.
+
+    -1e30 rather than -inf, which would make the gradients of selections NaN.
+    """
     shift = torch.where(is_open, logits, -math.inf).amax(-1, keepdim=True).detach()
     shift = torch.where(shift == -math.inf, torch.zeros_like(shift), shift)
     z = torch.where(is_open, (torch.where(is_open, logits, shift) - shift) / temperature, -1e30)
     log_probability = torch.log_softmax(z, -1)
     probability = torch.where(is_open, log_probability.exp(), torch.zeros_like(z))
-    return torch.where(is_open, log_probability, -math.inf), probability
+    return log_probability, probability
 
 
 def _weighted(probability: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
-    """probability * (log_a - log_b), 0 where the probability is 0 and +inf where only b is ruled out."""
+    """probability * (log_a - log_b), 0 where the probability is 0."""
     counts = (probability > 0) | probability.isnan()
     zero = torch.zeros_like(probability)
     return probability * (torch.where(counts, log_a, zero) - torch.where(counts, log_b, zero))

@@ -95,6 +95,19 @@ double scale_of(Reduction reduction, LossKind kind, std::int64_t batch, std::int
   return terms > 0 ? 1.0 / terms : 1.0;  // an empty batch has loss 0
 }
 
+// Whether two matrices with adjacent columns share any byte between their first and last elements.
+bool share_memory(const dlpack::Tensor& a, const Matrix& b, const DistillArgs& args) {
+  if (args.batch == 0 || args.actions == 0) return false;
+  const auto begin_of = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data); };
+  const auto bytes = [&](std::int64_t stride, int element) {
+    return static_cast<std::uintptr_t>(((args.batch - 1) * stride + args.actions) * element);
+  };
+  const std::uintptr_t a_begin = begin_of(a.data);
+  const std::uintptr_t b_begin = begin_of(b.data);
+  return a_begin < b_begin + bytes(b.row_stride, element_bytes(b.dtype)) &&
+         b_begin < a_begin + bytes(row_stride(a), a.dtype.bits / 8);
+}
+
 // A gradient of our own: contiguous where memory is recycled, else as torch.empty_like lays it out.
 py::object new_gradient(const Call& call, py::handle student) {
   const dlpack::Tensor& like = call.student;
@@ -120,8 +133,9 @@ void check_out_grad(const Call& call, py::handle out_grad, const char* function)
     raise_value(function, "out_grad", "have adjacent columns and separate rows",
                 "strides " + repr_of(out_grad.attr("stride")()));
   }
-  if (view.data == call.args.student.data || view.data == call.args.teacher.data) {
-    raise_value(function, "out_grad", "be other memory than the logits", "the same address");
+  if (share_memory(view, call.args.student, call.args) ||
+      share_memory(view, call.args.teacher, call.args)) {
+    raise_value(function, "out_grad", "be other memory than the logits", "an overlap");
   }
 }
 

@@ -98,11 +98,31 @@ bool is_float(const dlpack::Tensor& tensor) {
                                                                   tensor.dtype.code == dlpack::kBFloat)));
 }
 
+namespace {
+
+// As torch spells it, for the dtypes that users hold by mistake.
+std::string dtype_text(dlpack::Type dtype) {
+  const std::string bits = std::to_string(dtype.bits);
+  switch (dtype.code) {
+    case dlpack::kInt:
+      return "torch.int" + bits;
+    case dlpack::kUInt:
+      return "torch.uint" + bits;
+    case dlpack::kComplex:
+      return "torch.complex" + bits;
+    case dlpack::kBool:
+      return "torch.bool";
+    default:
+      return "DLPack type code " + std::to_string(dtype.code) + " with " + bits + " bits";
+  }
+}
+
+}  // namespace
+
 DType float_dtype(const dlpack::Tensor& tensor, ArgumentName name) {
   if (!is_float(tensor)) {
     raise_type(name.function, name.argument, "be float64, float32, bfloat16 or float16",
-               "DLPack type code " + std::to_string(tensor.dtype.code) + " with " +
-                   std::to_string(tensor.dtype.bits) + " bits");
+               dtype_text(tensor.dtype));
   }
   if (tensor.dtype.code == dlpack::kBFloat) return DType::kBFloat16;
   return tensor.dtype.bits == 64   ? DType::kFloat64

@@ -134,6 +134,10 @@ void distill_cpu(const DistillArgs& args) {
         },
         &work);
   }
+  if (args.row_loss != nullptr && args.actions == 0) {
+    const std::size_t row_bytes = uses_float64(args) ? 8 : 4;
+    std::memset(args.row_loss, 0, static_cast<std::size_t>(args.batch) * row_bytes);
+  }
   if (args.loss == nullptr) return;
   double sum = 0.0;
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) sum += work.parts[chunk];

@@ -120,7 +120,8 @@ double rows_across_lanes(const DistillArgs& args, int64_t begin, int64_t end, vo
     const Real weight = args.weight ? static_cast<const Real*>(args.weight)[row] : Real(1);
     void* grad = args.grad ? at(args.grad, args.student.dtype, row * args.grad_row_stride) : nullptr;
     const bool plain = is_plain<Real>(args.student);
-    Real* grad_row = plain || !grad ? static_cast<Real*>(grad) : scratch + 4 * padded;
+    // The array that no kind reads while it writes gradients; the logits are still needed.
+    Real* grad_row = plain || !grad ? static_cast<Real*>(grad) : scratch + 3 * padded;
     const RowBlock<M> block{student,
                             teacher,
                             args.actions,

@@ -82,8 +82,8 @@ struct RowSettings {
         student_scale(static_cast<Real>(args.scale / args.student_temperature)) {}
 };
 
-// Sums over a long row are kept in strips: an error grows with the length of a chain of additions.
-inline constexpr int64_t kStripVectors = 64;
+// Sums over a row are kept in strips: an error grows with the length of a chain of additions.
+inline constexpr int64_t kStripVectors = 16;
 
 // The sum of many vectors with the rounding errors of its additions, exact to about twice the
 // precision (Neumaier's summation without its comparison, by Knuth's two-sum).
@@ -277,14 +277,21 @@ struct RowKernel {
     const V log2_sum_t = M::log2(sums.t);
     V loss{};
     V mean{};
-    for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
-      const V q = M::load(rows.first + i) * inverse_s;
-      const V p = M::load(rows.second + i) * inverse_t;
-      const auto log2_m =
-          F::mixture(M::load(rows.fourth + i) - log2_sum_t, M::load(rows.third + i) - log2_sum_s, beta);
-      loss += F::jsd_loss_term(p, q, log2_m, beta);
-      mean += q > V{} ? q * log2_m.log2_m_over_q : V{};
-      M::store(rows.third + i, log2_m.log2_m_over_q);
+    for (int64_t strip = 0; strip < rows.elements; strip += kStripVectors * M::kLanes) {
+      V part_loss{};
+      V part_mean{};
+      const int64_t end = strip_end(strip, rows.elements);
+      for (int64_t i = strip; i < end; i += M::kLanes) {
+        const V q = M::load(rows.first + i) * inverse_s;
+        const V p = M::load(rows.second + i) * inverse_t;
+        const auto log2_m = F::mixture(M::load(rows.fourth + i) - log2_sum_t,
+                                       M::load(rows.third + i) - log2_sum_s, beta);
+        part_loss += F::jsd_loss_term(p, q, log2_m, beta);
+        part_mean += q == V{} ? V{} : q * log2_m.log2_m_over_q;
+        M::store(rows.third + i, log2_m.log2_m_over_q);
+      }
+      loss += part_loss;
+      mean += part_mean;
     }
     mean = Layout::sum(mean);
     if (rows.grad) {

@@ -100,6 +100,7 @@ struct RowMath {
 
   static FASTDISTILL_HD V jsd_loss_term(V p, V q, Mixture log2_m, V beta) {
     const V zero = constant(0);
+    // Compared for equality, so that a NaN stays.
     const V teacher = p == zero ? zero : beta * p * log2_m.log2_m_over_p;
     const V student = q == zero ? zero : (constant(1) - beta) * q * log2_m.log2_m_over_q;
     return constant(-kLn2) * (teacher + student);
