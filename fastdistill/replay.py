@@ -82,13 +82,15 @@ class _Slab:
     def __init__(self, num_rows: int, spec: _RowSpec) -> None:
         self.num_rows = num_rows
         self._names = tuple(spec.columns)
-        frames = _array((2, num_rows, *spec.obs_shape), spec.frame_dtype)
-        integers = _array((3, num_rows), np.dtype(np.int64))
-        floats = _array((3, num_rows), np.dtype(np.float32))
-        columns = [_array((num_rows, *shape), dtype) for shape, dtype in spec.columns.values()]
-        self.native = _core.ReplayBatch(frames, integers, floats, columns)
-        self._arrays = (frames, integers, floats, *columns)
-        del frames, integers, floats, columns
+        shapes = [
+            (spec.obs_shape, spec.frame_dtype),
+            *(((), np.dtype(dtype)) for dtype in ("int64", "float32", "float32")),
+            (spec.obs_shape, spec.frame_dtype),
+            *(((), np.dtype(dtype)) for dtype in ("float32", "int64", "int64")),
+            *spec.columns.values(),
+        ]
+        self._arrays = [_array((num_rows, *shape), dtype) for shape, dtype in shapes]
+        self.native = _core.ReplayBatch(*self._arrays[:8], self._arrays[8:])
         self._idle_references = self._references()
 
     def _references(self) -> list[int]:
@@ -100,14 +102,8 @@ class _Slab:
         return self._references() == self._idle_references
 
     def lend(self) -> ReplayBatch:
-        frames, integers, floats, *columns = map(torch.from_numpy, self._arrays)
-        obs, next_obs = frames.unbind(0)
-        action, row_id, task = integers.unbind(0)
-        reward, discount, weight = floats.unbind(0)
-        by_name = dict(zip(self._names, columns, strict=True))
-        return ReplayBatch(
-            obs, action, reward, discount, next_obs, weight, row_id, task, by_name
-        )
+        tensors = list(map(torch.from_numpy, self._arrays))
+        return ReplayBatch(*tensors[:8], dict(zip(self._names, tensors[8:], strict=True)))
 
 
 class _RowSpec(NamedTuple):

@@ -25,33 +25,32 @@ struct BatchArrays {
   std::vector<py::array> keep_alive;
 };
 
-std::byte* writable(const py::array& array) {
-  return static_cast<std::byte*>(const_cast<void*>(array.data()));
-}
-
 template <class T>
-T* column_of(const py::array& array, py::ssize_t row) {
-  return static_cast<T*>(const_cast<void*>(array.data(row)));
+T* writable(const py::array& array) {
+  return static_cast<T*>(const_cast<void*>(array.data()));
 }
 
-// frames [2, B, stack, *frame]: obs, next_obs. integers [3, B]: action, id, task.
-// floats [3, B]: reward, discount, weight.
-BatchArrays make_batch(const py::array& frames, const py::array& integers, const py::array& floats,
+BatchArrays make_batch(const py::array& obs, const py::array& action, const py::array& reward,
+                       const py::array& discount, const py::array& next_obs,
+                       const py::array& weight, const py::array& id, const py::array& task,
                        const std::vector<py::array>& columns) {
   BatchArrays batch;
-  batch.num_rows = static_cast<std::size_t>(integers.shape(1));
-  batch.out = {.obs = column_of<std::byte>(frames, 0),
-               .next_obs = column_of<std::byte>(frames, 1),
-               .action = column_of<std::int64_t>(integers, 0),
-               .id = column_of<std::int64_t>(integers, 1),
-               .task = column_of<std::int64_t>(integers, 2),
-               .reward = column_of<float>(floats, 0),
-               .discount = column_of<float>(floats, 1),
-               .weight = column_of<float>(floats, 2),
+  batch.num_rows = static_cast<std::size_t>(id.size());
+  batch.out = {.obs = writable<std::byte>(obs),
+               .next_obs = writable<std::byte>(next_obs),
+               .action = writable<std::int64_t>(action),
+               .id = writable<std::int64_t>(id),
+               .task = writable<std::int64_t>(task),
+               .reward = writable<float>(reward),
+               .discount = writable<float>(discount),
+               .weight = writable<float>(weight),
                .columns = {}};
-  for (const py::array& column : columns) batch.out.columns.push_back(writable(column));
+  for (const py::array& column : columns) {
+    batch.out.columns.push_back(writable<std::byte>(column));
+  }
   batch.keep_alive = columns;
-  batch.keep_alive.insert(batch.keep_alive.end(), {frames, integers, floats});
+  batch.keep_alive.insert(batch.keep_alive.end(),
+                          {obs, action, reward, discount, next_obs, weight, id, task});
   return batch;
 }
 
@@ -189,8 +188,9 @@ void register_options(py::module_& m) {
 void register_replay(py::module_& m) {
   register_options(m);
   py::class_<BatchArrays>(m, "ReplayBatch")
-      .def(py::init(&make_batch), py::arg("frames"), py::arg("integers"), py::arg("floats"),
-           py::arg("columns"));
+      .def(py::init(&make_batch), py::arg("obs"), py::arg("action"), py::arg("reward"),
+           py::arg("discount"), py::arg("next_obs"), py::arg("weight"), py::arg("id"),
+           py::arg("task"), py::arg("columns"));
   py::class_<Replay>(m, "Replay")
       .def(py::init<const replay::ReplayConfig&>(), py::arg("config"))
       .def("append", &append, py::arg("lanes"), py::arg("frame"), py::arg("action"),

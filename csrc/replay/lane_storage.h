@@ -140,8 +140,8 @@ class LaneStorage {
     return record;
   }
 
-  StepRecord record(std::uint32_t lane, std::uint64_t step) const noexcept {
-    std::byte* const at = slot(lane, slot_of(step)) + layout_.record_offset;
+  StepRecord record(std::uint32_t lane, std::uint64_t slot_index) const noexcept {
+    std::byte* const at = slot(lane, slot_index) + layout_.record_offset;
     std::uint64_t words[3];
     for (std::size_t i = 0; i < 3; ++i) {
       words[i] = shared_word(at + 8 * i).load(std::memory_order_acquire);
@@ -159,34 +159,36 @@ class LaneStorage {
     return oldest + static_cast<std::int64_t>(layout_.slots_per_lane) >= begin;
   }
 
-  // Asks the memory for what read() touches first, so that a batch waits once and not row by row.
-  void prefetch(RowId row) const noexcept {
+  // Asks the memory for what read() of a row touches first, so that a batch waits once for all.
+  void prefetch_records(RowId row) const noexcept {
+    const std::uint64_t start = slot_of(row.step);
     for (std::uint32_t j = 0; j <= config_.n_step; ++j) {
-      __builtin_prefetch(slot(row.lane, slot_of(row.step + j)) + layout_.record_offset);
+      __builtin_prefetch(slot(row.lane, slot_ahead(start, j)) + layout_.record_offset);
     }
+  }
+  // Asks for the oldest frame of a row's stack.
+  void prefetch_stack(RowId row) const noexcept {
+    prefetch_frame(row.lane, slot_ahead(slot_of(row.step), slots_back(config_.stack - 1)));
   }
 
   // Copies the transition that starts at `row`, whose window is complete, to place `i` of `out`.
   // Returns false, with that place undefined, when the writer was faster.
   bool read(RowId row, std::size_t i, const BatchOut& out) const noexcept {
-    StepRecord first = record(row.lane, row.step), last = first;
+    const std::uint64_t start = slot_of(row.step);
+    const StepRecord first = record(row.lane, start);
+    StepRecord last = first, next = first;
     double reward = 0.0;
     std::uint32_t steps = 0;
     do {
-      reward += discounts_[steps] * last.reward;
-      const bool cut = last.terminated || last.truncated;
-      ++steps;
-      if (cut || steps == config_.n_step) break;
-      const StepRecord next = record(row.lane, row.step + steps);
-      if (next.boundary) break;
       last = next;
-    } while (true);
-    const std::uint16_t next_age = record(row.lane, row.step + steps).age;
+      reward += discounts_[steps] * last.reward;
+      next = record(row.lane, slot_ahead(start, ++steps));
+    } while (steps < config_.n_step && !last.terminated && !last.truncated && !next.boundary);
 
     const std::size_t stack_bytes = config_.stack * config_.frame_bytes;
-    read_stack(row.lane, row.step, first.age, out.obs + i * stack_bytes);
-    read_stack(row.lane, row.step + steps, next_age, out.next_obs + i * stack_bytes);
-    std::byte* const at = slot(row.lane, slot_of(row.step));
+    read_stack(row.lane, start, first.age, out.obs + i * stack_bytes);
+    read_stack(row.lane, slot_ahead(start, steps), next.age, out.next_obs + i * stack_bytes);
+    std::byte* const at = slot(row.lane, start);
     for (std::size_t c = 0; c < out.columns.size(); ++c) {
       read_shared(out.columns[c] + i * config_.column_bytes[c], at + layout_.column_offsets[c],
                   config_.column_bytes[c]);
@@ -200,13 +202,31 @@ class LaneStorage {
   }
 
  private:
-  // The `stack` frames up to `step`, which is the age-th of its episode.
-  void read_stack(std::uint32_t lane, std::uint64_t step, std::uint16_t age,
+  // The slot `steps` later, without a division; less than a whole lap ahead.
+  std::uint64_t slot_ahead(std::uint64_t slot_index, std::uint64_t steps) const noexcept {
+    const std::uint64_t sum = slot_index + steps;
+    return sum >= layout_.slots_per_lane ? sum - layout_.slots_per_lane : sum;
+  }
+
+  std::uint64_t slots_back(std::uint64_t steps) const noexcept {
+    return layout_.slots_per_lane - steps;
+  }
+
+  // One frame ahead of the copy: the hardware prefetcher alone lets a copy of frames in memory
+  // wait at every page. Worth a fifth of a sample (32 and 256 rows of 84x84; Zen 5, 2026-11).
+  void prefetch_frame(std::uint32_t lane, std::uint64_t slot_index) const noexcept {
+    const std::byte* const frame = slot(lane, slot_index);
+    for (std::size_t at = 0; at < config_.frame_bytes; at += kCacheLineBytes) {
+      __builtin_prefetch(frame + at);
+    }
+  }
+
+  // The `stack` frames up to the one in a slot, which is the age-th of its episode.
+  void read_stack(std::uint32_t lane, std::uint64_t slot_index, std::uint16_t age,
                   std::byte* out) const noexcept {
     const std::uint32_t history = std::min<std::uint32_t>(age, config_.stack - 1);
     const std::uint32_t missing = config_.stack - 1 - history;
-    // Ring arithmetic, once: the slots then follow each other.
-    std::uint64_t at = slot_of(step + layout_.slots_per_lane - history);
+    std::uint64_t at = slot_ahead(slot_index, slots_back(history));
     for (std::uint32_t plane = 0; plane < missing; ++plane, out += config_.frame_bytes) {
       if (config_.repeat_first_frame) {
         read_shared(out, slot(lane, at), config_.frame_bytes);
@@ -215,8 +235,9 @@ class LaneStorage {
       }
     }
     for (std::uint32_t plane = 0; plane <= history; ++plane, out += config_.frame_bytes) {
+      if (plane < history) prefetch_frame(lane, slot_ahead(at, 1));
       read_shared(out, slot(lane, at), config_.frame_bytes);
-      at = at + 1 == layout_.slots_per_lane ? 0 : at + 1;
+      at = slot_ahead(at, 1);
     }
   }
 

@@ -103,7 +103,7 @@ void Replay<Sync>::append_step(std::uint32_t lane_index, const StepIn& in) noexc
   const StepRecord record = storage_.write(lane_index, step, in);
   const auto complete = lane.tracker.arrive(step, record, config().n_step);
   for (std::uint64_t row = complete.first; row < complete.last; ++row) {
-    const float priority = storage_.record(lane_index, row).priority;
+    const float priority = storage_.record(lane_index, storage_.slot_of(row)).priority;
     for (const auto& index : indexes_) {
       index->enable(lane_index, storage_.slot_of(row), storage_.lap_of(row), priority);
     }

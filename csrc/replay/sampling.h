@@ -179,11 +179,12 @@ void Replay<Sync>::sample(std::size_t sampler, std::size_t num_rows, const Sampl
       if (!resolve(index, draws[d], rows[d])) {
         draws[d].descent.lost = true;
       } else {
-        storage_.prefetch(rows[d]);
+        storage_.prefetch_records(rows[d]);
       }
     }
     for (std::size_t d = 0; d < draws.size(); ++d) {
       const Draw& draw = draws[d];
+      if (d + 1 < draws.size() && !draws[d + 1].descent.lost) storage_.prefetch_stack(rows[d + 1]);
       if (draw.descent.lost || !storage_.read(rows[d], draw.row, out)) {
         draws[lost++] = draw;
         continue;

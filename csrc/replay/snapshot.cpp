@@ -262,13 +262,13 @@ void restore_lane(DirectReplay& replay, std::uint32_t lane_index, const LaneRun&
   lane.floor.store(run.first, std::memory_order_relaxed);
   lane.tracker = WindowTracker(run.first);
   if (run.first < run.end) {
-    lane.tracker = WindowTracker(run.first, storage.record(lane_index, run.first).age);
+    lane.tracker = WindowTracker(run.first, storage.record(lane_index, storage.slot_of(run.first)).age);
   }
   for (std::uint64_t step = run.first; step < run.end; ++step) {
     const auto complete =
-        lane.tracker.arrive(step, storage.record(lane_index, step), config.n_step);
+        lane.tracker.arrive(step, storage.record(lane_index, storage.slot_of(step)), config.n_step);
     for (std::uint64_t row = complete.first; row < complete.last; ++row) {
-      const StepRecord record = storage.record(lane_index, row);
+      const StepRecord record = storage.record(lane_index, storage.slot_of(row));
       const std::uint64_t history = std::min<std::uint64_t>(record.age, config.stack - 1);
       if (row + config.lane_capacity_steps < run.end || row < run.first + history) continue;
       bool live = false;
