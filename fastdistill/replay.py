@@ -580,6 +580,8 @@ def _vector(function: str, name: str, value: Tensor, dtype: torch.dtype) -> Tens
     """A contiguous CPU vector; floating point is converted, integers must be exact."""
     if not isinstance(value, Tensor):
         value = torch.as_tensor(value)
+    if value.dtype is dtype and value.ndim == 1 and value.is_cpu and value.is_contiguous():
+        return value  # the usual case, which the rest would make three times as slow
     if value.dtype != dtype and not (value.is_floating_point() and dtype.is_floating_point):
         raise TypeError(f"{function}: {name} must be {dtype}, got {value.dtype}")
     if value.ndim != 1:

@@ -40,7 +40,7 @@ struct SampleOptions {
   double importance_exponent = 0.4;
   bool stratified = true;
   WeightNormalization normalization = WeightNormalization::kBatch;
-  std::vector<double> task_weights;  // empty: tasks in proportion to their priorities
+  std::vector<double> task_weights = {};  // empty: tasks in proportion to their priorities
 };
 
 inline constexpr std::size_t kMaxBatch = std::size_t{1} << 20;

@@ -194,17 +194,17 @@ Header read_header(PieceReader& in, const DirectReplay& replay, const std::strin
   if (schema_bytes > kMaxSchemaBytes) refuse("a damaged header");
   std::string found(schema_bytes, '\0');
   in.get_bytes(found.data(), found.size());
-  if (found != schema) {
-    throw std::invalid_argument("load: file must be a snapshot of a replay with options " + schema +
-                                ", got " + found);
-  }
   Header header{.seed = in.get<std::uint64_t>(),
                 .sample_calls = in.get<std::uint64_t>(),
                 .max_weights = {}};
-  for (std::size_t s = 0; s < replay.config().samplers.size(); ++s) {
-    header.max_weights.push_back(in.get<std::uint32_t>());
-  }
+  const auto samplers = in.get<std::uint64_t>();
+  if (samplers > kMaxSchemaBytes) refuse("a damaged header");
+  for (std::uint64_t s = 0; s < samplers; ++s) header.max_weights.push_back(in.get<std::uint32_t>());
   in.finish("header");
+  if (found != schema || samplers != replay.config().samplers.size()) {
+    throw std::invalid_argument("load: file must be a snapshot of a replay with options " + schema +
+                                ", got " + found);
+  }
   return header;
 }
 
@@ -299,6 +299,7 @@ void save_snapshot(DirectReplay& replay, int file, const std::string& schema) {
   piece.put_bytes(schema.data(), schema.size());
   piece.put(replay.seed());
   piece.put(replay.sample_calls());
+  piece.put(std::uint64_t{replay.config().samplers.size()});
   for (std::size_t s = 0; s < replay.config().samplers.size(); ++s) {
     piece.put(replay.index(s).max_weight());
   }
