@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,45 +21,28 @@ import torch
 from torch import Tensor
 
 from fastdistill import _core
+from fastdistill._replay_arguments import (
+    ArrayLike,
+    ColumnSpec,
+    append_rows,
+    initial_priority_policy,
+    integer,
+    require_memory,
+    row_spec,
+    vector,
+)
+from fastdistill._replay_batch import ReplayBatch, SlabPool, row_bytes
 
 __all__ = ["PrioritizedReplay", "ReplayBatch", "RowPriorities"]
 
-_FIELDS = ("lanes", "frame", "action", "reward", "terminated", "truncated", "boundary", "priority")
 _MAX_BATCH = 1 << 20
 _STEP_BITS = 48
 
-ArrayLike = npt.ArrayLike | Tensor
-ColumnSpec = tuple[Sequence[int], str]
-
-
-class ReplayBatch(NamedTuple):
-    """Rows drawn by :meth:`PrioritizedReplay.sample`; B rows, all CPU tensors.
-
-    The tensors are yours for as long as you hold them, or anything made from them without a copy.
-    When nothing does any more, a later ``sample`` of the same thread writes over the memory.
-
-    Attributes:
-        obs: ``[B, stack, *frame_shape]``, or ``[B, *frame_shape]`` where ``stack`` is 1.
-        action: ``[B]`` int64.
-        reward: ``[B]`` float32, the discounted sum over the n-step window.
-        discount: ``[B]`` float32, what multiplies the value of ``next_obs``: ``discount**k`` after
-            k steps, 0 after a termination.
-        next_obs: like ``obs``, k steps later.
-        weight: ``[B]`` float32 importance weights.
-        id: ``[B]`` int64, (lane, step) of the row; never used again for another one.
-        task: ``[B]`` int64, index of the row's task.
-        columns: extra columns by name, ``[B, *shape]``, of the row's first step.
-    """
-
-    obs: Tensor
-    action: Tensor
-    reward: Tensor
-    discount: Tensor
-    next_obs: Tensor
-    weight: Tensor
-    id: Tensor
-    task: Tensor
-    columns: dict[str, Tensor]
+_NORMALIZATIONS = {
+    "batch": _core.WeightNormalization.batch,
+    "global": _core.WeightNormalization.__members__["global"],
+    "none": _core.WeightNormalization.none,
+}
 
 
 class RowPriorities(NamedTuple):
@@ -74,45 +55,6 @@ class RowPriorities(NamedTuple):
 
     id: Tensor
     priority: Tensor
-
-
-class _Slab:
-    """Memory of one batch, lent to its tensors and known to be free when they are gone."""
-
-    def __init__(self, num_rows: int, spec: _RowSpec) -> None:
-        self.num_rows = num_rows
-        self._names = tuple(spec.columns)
-        shapes = [
-            (spec.obs_shape, spec.frame_dtype),
-            *(((), np.dtype(dtype)) for dtype in ("int64", "float32", "float32")),
-            (spec.obs_shape, spec.frame_dtype),
-            *(((), np.dtype(dtype)) for dtype in ("float32", "int64", "int64")),
-            *spec.columns.values(),
-        ]
-        self._arrays = [_array((num_rows, *shape), dtype) for shape, dtype in shapes]
-        self.native = _core.ReplayBatch(*self._arrays[:8], self._arrays[8:])
-        self._idle_references = self._references()
-
-    def _references(self) -> list[int]:
-        return [sys.getrefcount(array) for array in self._arrays]
-
-    def is_free(self) -> bool:
-        # A tensor made by from_numpy() keeps its array alive through its storage, and the storage
-        # lives as long as any view of it does, in Python, in numpy or in an autograd graph.
-        return self._references() == self._idle_references
-
-    def lend(self) -> ReplayBatch:
-        tensors = list(map(torch.from_numpy, self._arrays))
-        return ReplayBatch(*tensors[:8], dict(zip(self._names, tensors[8:], strict=True)))
-
-
-class _RowSpec(NamedTuple):
-    """Shapes and dtypes of one row."""
-
-    frame_shape: tuple[int, ...]
-    frame_dtype: np.dtype[Any]
-    obs_shape: tuple[int, ...]
-    columns: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class PrioritizedReplay:
@@ -173,18 +115,18 @@ class PrioritizedReplay:
         initial_priority: Literal["max", "max_live"] | float = "max",
         pad: Literal["zero", "first"] = "zero",
     ) -> None:
-        lane_capacity = -(-_integer("capacity", capacity) // _integer("num_lanes", num_lanes))
-        self._spec = _row_spec(frame_shape, frame_dtype, _integer("stack", stack), columns or {})
+        lane_capacity = -(-integer("capacity", capacity) // integer("num_lanes", num_lanes))
+        self._spec = row_spec(frame_shape, frame_dtype, integer("stack", stack), columns or {})
         exponents = np.atleast_1d(np.asarray(priority_exponent, np.float64)).tolist()
         if pad not in ("zero", "first"):
             raise ValueError(f"PrioritizedReplay: pad must be 'zero' or 'first', got {pad!r}")
-        policy, fixed_priority = _initial_priority(initial_priority)
+        policy, fixed_priority = initial_priority_policy(initial_priority)
         options: dict[str, Any] = {
             "lane_capacity_steps": lane_capacity,
             "num_lanes": num_lanes,
             "lanes_per_task": list(lanes_per_task or [num_lanes]),
             "stack": stack,
-            "n_step": _integer("n_step", n_step),
+            "n_step": integer("n_step", n_step),
             "discount": discount,
             "repeat_first_frame": pad == "first",
             "priority_exponents": exponents,
@@ -192,13 +134,13 @@ class PrioritizedReplay:
         }
         config = _core.ReplayConfig(
             **options,
-            frame_bytes=_row_bytes(self._spec.frame_shape, self._spec.frame_dtype),
-            column_bytes=[_row_bytes(*column) for column in self._spec.columns.values()],
+            frame_bytes=row_bytes(self._spec.frame_shape, self._spec.frame_dtype),
+            column_bytes=[row_bytes(*column) for column in self._spec.columns.values()],
             initial_priority=policy,
-            seed=_integer("seed", seed, least=0),
+            seed=integer("seed", seed, least=0),
         )
         self._memory_bytes = config.required_bytes()
-        _require_memory(self._memory_bytes)
+        require_memory(self._memory_bytes)
         self._core = _core.Replay(config)
         self._schema = json.dumps(
             options
@@ -212,7 +154,7 @@ class PrioritizedReplay:
         self._num_samplers = len(exponents)
         self._num_tasks = len(options["lanes_per_task"])
         self._lanes = np.arange(num_lanes)
-        self._slabs = threading.local()
+        self._slabs = SlabPool(self._spec)
 
     @property
     def capacity(self) -> int:
@@ -268,24 +210,24 @@ class PrioritizedReplay:
             IndexError: a lane that does not exist.
             In each case nothing was appended.
         """
-        lane_array = self._lanes if lanes is None else _rows("lanes", lanes, None, np.int64)
-        rows = (len(lane_array),)
+        lane_array = self._lanes if lanes is None else append_rows("lanes", lanes, None, np.int64)
+        shape = (len(lane_array),)
         if columns.keys() != self._spec.columns.keys():
             raise ValueError(
                 f"append: columns must be {sorted(self._spec.columns)}, got {sorted(columns)}"
             )
         self._core.append(
             lane_array,
-            _rows("frame", frame, rows + self._spec.frame_shape, self._spec.frame_dtype),
-            _rows("action", action, rows, np.int64),
-            _rows("reward", reward, rows, np.float32),
-            _rows("terminated", terminated, rows, np.bool_),
-            _rows("truncated", truncated, rows, np.bool_),
-            None if boundary is None else _rows("boundary", boundary, rows, np.bool_),
-            None if priority is None else _rows("priority", priority, rows, np.float32),
+            append_rows("frame", frame, shape + self._spec.frame_shape, self._spec.frame_dtype),
+            append_rows("action", action, shape, np.int64),
+            append_rows("reward", reward, shape, np.float32),
+            append_rows("terminated", terminated, shape, np.bool_),
+            append_rows("truncated", truncated, shape, np.bool_),
+            None if boundary is None else append_rows("boundary", boundary, shape, np.bool_),
+            None if priority is None else append_rows("priority", priority, shape, np.float32),
             [
-                _rows(name, columns[name], rows + shape, dtype)
-                for name, (shape, dtype) in self._spec.columns.items()
+                append_rows(name, columns[name], shape + inner, dtype)
+                for name, (inner, dtype) in self._spec.columns.items()
             ],
         )
 
@@ -321,7 +263,7 @@ class PrioritizedReplay:
             IndexError: no such sampler.
             RuntimeError: no row to draw.
         """
-        if not 1 <= _integer("batch_size", batch_size, function="sample") <= _MAX_BATCH:
+        if not 1 <= integer("batch_size", batch_size, function="sample") <= _MAX_BATCH:
             raise ValueError(f"sample: batch_size must be in [1, {_MAX_BATCH}], got {batch_size}")
         if not 0.0 <= importance_exponent <= 1.0:
             raise ValueError(
@@ -332,7 +274,7 @@ class PrioritizedReplay:
                 f"sample: weight_normalization must be one of {sorted(_NORMALIZATIONS)}, "
                 f"got {weight_normalization!r}"
             )
-        slab = self._free_slab(batch_size)
+        slab = self._slabs.take(batch_size)
         self._core.sample(
             self._sampler("sample", sampler),
             slab.native,
@@ -361,8 +303,8 @@ class PrioritizedReplay:
             IndexError: an id that this buffer has not issued.
             In each case no priority was changed.
         """
-        id = _vector("update_priorities", "id", id, torch.int64)
-        priority = _vector("update_priorities", "priority", priority, torch.float32)
+        id = vector("update_priorities", "id", id, torch.int64)
+        priority = vector("update_priorities", "priority", priority, torch.float32)
         if id.shape != priority.shape:
             raise ValueError(
                 f"update_priorities: priority must have the shape of id, {tuple(id.shape)}, "
@@ -385,8 +327,8 @@ class PrioritizedReplay:
         Raises:
             IndexError: a row that is not live, or an id that this buffer has not issued.
         """
-        id = _vector("read", "id", id, torch.int64)
-        slab = self._free_slab(id.shape[0])
+        id = vector("read", "id", id, torch.int64)
+        slab = self._slabs.take(id.shape[0])
         self._core.read(id.numpy(), slab.native)
         return slab.lend()
 
@@ -475,138 +417,3 @@ class PrioritizedReplay:
             return [1.0] * self._num_tasks
         # An empty list would mean "no weights" behind the binding.
         return list(weights) or [math.nan]
-
-    def _free_slab(self, num_rows: int) -> _Slab:
-        """A slab of this thread that nobody holds a tensor of, else a new one."""
-        slabs: list[_Slab] | None = getattr(self._slabs, "list", None)
-        if slabs is None:
-            slabs = self._slabs.list = []
-        for slab in slabs:
-            if slab.num_rows == num_rows and slab.is_free():
-                return slab
-        slab = _Slab(num_rows, self._spec)
-        slabs.append(slab)
-        if len(slabs) > _SLABS_KEPT:
-            del slabs[0]
-        return slab
-
-
-# Two serve a loop that drops a batch when it gets the next; four, two such loops or batch sizes.
-_SLABS_KEPT = 4
-_NORMALIZATIONS = {
-    "batch": _core.WeightNormalization.batch,
-    "global": _core.WeightNormalization.__members__["global"],
-    "none": _core.WeightNormalization.none,
-}
-
-
-def _array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    if torch.cuda.is_available():
-        size = _row_bytes(shape, dtype)
-        pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        return pinned.numpy().view(dtype).reshape(shape)
-    return np.empty(shape, dtype)
-
-
-def _row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    return math.prod(shape) * dtype.itemsize
-
-
-def _integer(name: str, value: int, *, least: int = 1, function: str = "PrioritizedReplay") -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"{function}: {name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{function}: {name} must be >= {least}, got {value}")
-    return int(value)
-
-
-def _row_spec(
-    frame_shape: Sequence[int], frame_dtype: str, stack: int, columns: Mapping[str, ColumnSpec]
-) -> _RowSpec:
-    frame = _shape_and_dtype("frame_shape", frame_shape, frame_dtype)
-    named = {}
-    for name, column in columns.items():
-        if name in _FIELDS or not name.isidentifier():
-            raise ValueError(
-                f"PrioritizedReplay: columns must have names other than {_FIELDS}, got {name!r}"
-            )
-        named[name] = _shape_and_dtype(f"columns[{name!r}]", *column)
-    obs_shape = frame[0] if stack == 1 else (stack, *frame[0])
-    return _RowSpec(*frame, obs_shape, named)
-
-
-def _shape_and_dtype(
-    name: str, shape: Sequence[int], dtype: str
-) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    sizes = tuple(_integer(name, size) for size in shape)
-    try:
-        parsed = np.dtype(dtype)
-        torch.from_numpy(np.empty(0, parsed))
-    except TypeError as error:
-        raise TypeError(
-            f"PrioritizedReplay: the dtype of {name} must be one of numpy and torch, got {dtype!r}"
-        ) from error
-    return sizes, parsed
-
-
-def _initial_priority(value: str | float) -> tuple[_core.InitialPriority, float]:
-    if value == "max":
-        return _core.InitialPriority.max, 1.0
-    if value == "max_live":
-        return _core.InitialPriority.max_live, 1.0
-    if isinstance(value, str):
-        raise ValueError(
-            f"PrioritizedReplay: initial_priority must be 'max', 'max_live' or a number, "
-            f"got {value!r}"
-        )
-    return _core.InitialPriority.fixed, value
-
-
-def _rows(
-    name: str, value: ArrayLike, shape: tuple[int, ...] | None, dtype: npt.DTypeLike
-) -> npt.NDArray[Any]:
-    """One argument of append as a contiguous array, or the reason why it cannot be one."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    array = np.asarray(value)
-    if array.shape != shape and (shape is not None or array.ndim != 1):
-        raise ValueError(f"append: {name} must have shape {shape or '[L]'}, got {array.shape}")
-    if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise TypeError(f"append: {name} must have dtype {np.dtype(dtype)}, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype)
-
-
-def _vector(function: str, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous CPU vector; floating point is converted, integers must be exact."""
-    if not isinstance(value, Tensor):
-        value = torch.as_tensor(value)
-    if value.dtype is dtype and value.ndim == 1 and value.is_cpu and value.is_contiguous():
-        return value  # the usual case, which the rest would make three times as slow
-    if value.dtype != dtype and not (value.is_floating_point() and dtype.is_floating_point):
-        raise TypeError(f"{function}: {name} must be {dtype}, got {value.dtype}")
-    if value.ndim != 1:
-        raise ValueError(f"{function}: {name} must have shape [B], got {tuple(value.shape)}")
-    return value.detach().to("cpu", dtype).contiguous()
-
-
-def _require_memory(needed: int) -> None:
-    available = _available_memory_bytes()
-    if needed > available:
-        raise MemoryError(
-            f"PrioritizedReplay: capacity must fit in memory, got {needed / 1e9:.2f} GB needed "
-            f"and {available / 1e9:.2f} GB available"
-        )
-
-
-def _available_memory_bytes() -> float:
-    """What the machine and this process's control group (a container's limit) leave."""
-    available = math.inf
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int(used.read_text()))
-    return available

@@ -86,8 +86,8 @@ void append(Replay& self, const Rows<std::int64_t>& lanes, const py::array& fram
   self.append(in);
 }
 
-void sample(Replay& self, std::size_t sampler, const BatchArrays& batch,
-            double importance_exponent, bool stratified, replay::WeightNormalization normalization,
+void sample(Replay& self, std::size_t sampler, const BatchArrays& batch, double importance_exponent,
+            bool stratified, replay::WeightNormalization normalization,
             std::vector<double> task_weights) {
   const replay::SampleOptions options{.importance_exponent = importance_exponent,
                                       .stratified = stratified,
@@ -178,12 +178,11 @@ void register_options(py::module_& m) {
            }),
            py::kw_only(), py::arg("lane_capacity_steps"), py::arg("num_lanes"),
            py::arg("lanes_per_task"), py::arg("frame_bytes"), py::arg("column_bytes"),
-           py::arg("stack"), py::arg("n_step"), py::arg("discount"),
-           py::arg("repeat_first_frame"), py::arg("priority_exponents"),
-           py::arg("initial_priority"), py::arg("fixed_initial_priority"), py::arg("seed"))
-      .def("required_bytes", [](const replay::ReplayConfig& self) {
-        return replay::required_bytes(self);
-      });
+           py::arg("stack"), py::arg("n_step"), py::arg("discount"), py::arg("repeat_first_frame"),
+           py::arg("priority_exponents"), py::arg("initial_priority"),
+           py::arg("fixed_initial_priority"), py::arg("seed"))
+      .def("required_bytes",
+           [](const replay::ReplayConfig& self) { return replay::required_bytes(self); });
 }
 
 }  // namespace

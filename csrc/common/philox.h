@@ -30,10 +30,9 @@ inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> coun
 // One uniform 64-bit word for (seed; stream, row, attempt).
 inline std::uint64_t philox_u64(std::uint64_t seed, std::uint64_t stream, std::uint32_t row,
                                 std::uint32_t attempt) noexcept {
-  const auto words = philox4x32({static_cast<std::uint32_t>(stream),
-                                 static_cast<std::uint32_t>(stream >> 32), row, attempt},
-                                {static_cast<std::uint32_t>(seed),
-                                 static_cast<std::uint32_t>(seed >> 32)});
+  const auto words = philox4x32(
+      {static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32), row, attempt},
+      {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
   return (static_cast<std::uint64_t>(words[1]) << 32) | words[0];
 }
 

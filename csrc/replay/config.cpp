@@ -33,8 +33,8 @@ SlotLayout::SlotLayout(const ReplayConfig& config)
 }
 
 void validate(const ReplayConfig& config) {
-  require(config.num_lanes >= 1 && config.num_lanes <= kMaxLanes,
-          "num_lanes must be in [1, 32768]", config.num_lanes);
+  require(config.num_lanes >= 1 && config.num_lanes <= kMaxLanes, "num_lanes must be in [1, 32768]",
+          config.num_lanes);
   require(config.stack >= 1 && config.stack <= kMaxStack, "stack must be in [1, 255]",
           config.stack);
   require(config.n_step >= 1 && config.n_step <= kMaxNStep, "n_step must be in [1, 255]",

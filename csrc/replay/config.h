@@ -61,11 +61,11 @@ inline RowId decode_id(std::int64_t id) noexcept {
 struct StepRecord {
   std::int64_t action;
   float reward;
-  float priority;             // asked for at append; NaN: the sampler's initial priority
-  std::uint16_t age;          // steps since the episode's first, saturating
-  std::uint8_t terminated;    // the return ends here
-  std::uint8_t truncated;     // the return is cut here and goes on from the next row's observation
-  std::uint8_t boundary;      // the frame is an episode's final observation; never a start
+  float priority;           // asked for at append; NaN: the sampler's initial priority
+  std::uint16_t age;        // steps since the episode's first, saturating
+  std::uint8_t terminated;  // the return ends here
+  std::uint8_t truncated;   // the return is cut here and goes on from the next row's observation
+  std::uint8_t boundary;    // the frame is an episode's final observation; never a start
   std::uint8_t padding[3];
 };
 static_assert(sizeof(StepRecord) == 24, "read and written as three words");

@@ -155,7 +155,8 @@ class LaneStorage {
   // be asked after the bytes were copied and finish_shared_reads().
   bool intact(std::uint32_t lane, std::int64_t oldest) const noexcept {
     // (F) had a copied byte been newer, this load would see its announcement (A).
-    const auto begin = static_cast<std::int64_t>(lanes_[lane].begin.load(std::memory_order_acquire));
+    const auto begin =
+        static_cast<std::int64_t>(lanes_[lane].begin.load(std::memory_order_acquire));
     return oldest + static_cast<std::int64_t>(layout_.slots_per_lane) >= begin;
   }
 

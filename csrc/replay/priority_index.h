@@ -142,8 +142,7 @@ class PriorityIndex {
 
   // The lane's writer: the row's window is complete, sample it from now on.
   void enable(std::uint32_t lane, std::uint64_t slot, std::uint64_t lap, float priority) noexcept {
-    const std::uint32_t weight =
-        std::isnan(priority) ? initial_weight() : weight_of(priority);
+    const std::uint32_t weight = std::isnan(priority) ? initial_weight() : weight_of(priority);
     set(lane, slot, lap, weight);
     raise_max(weight);
   }

@@ -17,8 +17,7 @@ template <class Sync>
 Replay<Sync>::Replay(const ReplayConfig& config)
     : storage_((validate(config), config)), seed_(config.seed) {
   for (const SamplerConfig& sampler : config.samplers) {
-    indexes_.push_back(
-        std::make_unique<PriorityIndex<Sync>>(config, sampler, storage_.layout()));
+    indexes_.push_back(std::make_unique<PriorityIndex<Sync>>(config, sampler, storage_.layout()));
   }
 }
 

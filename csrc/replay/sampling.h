@@ -99,11 +99,10 @@ class TaskLine {
       sum += weight;
     }
     if (weights.size() != shares_.size() || !(sum > 0.0) || std::isinf(sum)) {
-      throw std::invalid_argument("sample: task_weights must hold " +
-                                  std::to_string(shares_.size()) +
-                                  " weights with a positive sum, got " +
-                                  std::to_string(weights.size()) + " with sum " +
-                                  std::to_string(sum));
+      throw std::invalid_argument(
+          "sample: task_weights must hold " + std::to_string(shares_.size()) +
+          " weights with a positive sum, got " + std::to_string(weights.size()) + " with sum " +
+          std::to_string(sum));
     }
     for (std::size_t t = 0; t < weights.size(); ++t) {
       shares_[t].width = std::llround(weights[t] / sum * 0x1p61);
@@ -158,9 +157,10 @@ void Replay<Sync>::sample(std::size_t sampler, std::size_t num_rows, const Sampl
       // Row i of B stands at (i + u / 2^64) * width / B, rounded down once, so that over a batch
       // every unit of the line is equally likely even if the width is no multiple of B.
       const std::uint64_t position =
-          stratified ? static_cast<std::uint64_t>(
-                           (Uint128{draw.row} * line.width() + scale_to(u, line.width())) / num_rows)
-                     : scale_to(u, line.width());
+          stratified
+              ? static_cast<std::uint64_t>(
+                    (Uint128{draw.row} * line.width() + scale_to(u, line.width())) / num_rows)
+              : scale_to(u, line.width());
       draw.descent = {};
       draw.task = line.locate(position, draw.descent.remainder);
       if (attempt >= kDescentAttempts) {
@@ -190,8 +190,7 @@ void Replay<Sync>::sample(std::size_t sampler, std::size_t num_rows, const Sampl
         continue;
       }
       out.task[draw.row] = draw.task;
-      ratios[draw.row] =
-          leaf_weight(draw.descent.leaf_word) * line.share(draw.task).mean_scale;
+      ratios[draw.row] = leaf_weight(draw.descent.leaf_word) * line.share(draw.task).mean_scale;
     }
     draws.resize(lost);
     if (lost > 0) Sync::fetch_add(index.counters().redraws, lost, std::memory_order_relaxed);

@@ -194,12 +194,12 @@ Header read_header(PieceReader& in, const DirectReplay& replay, const std::strin
   if (schema_bytes > kMaxSchemaBytes) refuse("a damaged header");
   std::string found(schema_bytes, '\0');
   in.get_bytes(found.data(), found.size());
-  Header header{.seed = in.get<std::uint64_t>(),
-                .sample_calls = in.get<std::uint64_t>(),
-                .max_weights = {}};
+  Header header{
+      .seed = in.get<std::uint64_t>(), .sample_calls = in.get<std::uint64_t>(), .max_weights = {}};
   const auto samplers = in.get<std::uint64_t>();
   if (samplers > kMaxSchemaBytes) refuse("a damaged header");
-  for (std::uint64_t s = 0; s < samplers; ++s) header.max_weights.push_back(in.get<std::uint32_t>());
+  for (std::uint64_t s = 0; s < samplers; ++s)
+    header.max_weights.push_back(in.get<std::uint32_t>());
   in.finish("header");
   if (found != schema || samplers != replay.config().samplers.size()) {
     throw std::invalid_argument("load: file must be a snapshot of a replay with options " + schema +
@@ -262,7 +262,8 @@ void restore_lane(DirectReplay& replay, std::uint32_t lane_index, const LaneRun&
   lane.floor.store(run.first, std::memory_order_relaxed);
   lane.tracker = WindowTracker(run.first);
   if (run.first < run.end) {
-    lane.tracker = WindowTracker(run.first, storage.record(lane_index, storage.slot_of(run.first)).age);
+    lane.tracker =
+        WindowTracker(run.first, storage.record(lane_index, storage.slot_of(run.first)).age);
   }
   for (std::uint64_t step = run.first; step < run.end; ++step) {
     const auto complete =
@@ -332,9 +333,8 @@ void load_snapshot(DirectReplay& replay, int file, const std::string& schema) {
   const auto runs = walk(file, replay, schema, header, [&](const RowsBlock& block) {
     const std::size_t slot_bytes = storage.layout().slot_bytes;
     for (std::uint64_t i = 0; i < block.at.count; ++i) {
-      DirectSync::write_shared(
-          storage.slot(block.at.lane, storage.slot_of(block.at.first + i)),
-          block.slots.data() + i * slot_bytes, slot_bytes);
+      DirectSync::write_shared(storage.slot(block.at.lane, storage.slot_of(block.at.first + i)),
+                               block.slots.data() + i * slot_bytes, slot_bytes);
     }
     for (std::size_t s = 0; s < num_samplers; ++s) {
       const auto* from = block.states.data() + s * block.at.count;

@@ -20,8 +20,8 @@ using replay::WeightCensus;
 // Known answers of the authors' Random123 distribution (kat_vectors, philox4x32 10 rounds).
 void philox_gives_the_published_words() {
   using Words = std::array<std::uint32_t, 4>;
-  CHECK((philox4x32({0, 0, 0, 0}, {0, 0}) ==
-         Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  CHECK(
+      (philox4x32({0, 0, 0, 0}, {0, 0}) == Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   constexpr std::uint32_t kOnes = 0xffffffff;
   CHECK((philox4x32({kOnes, kOnes, kOnes, kOnes}, {kOnes, kOnes}) ==
          Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));

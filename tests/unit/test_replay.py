@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdistill import replay as replay_module
+from fastdistill import _replay_arguments
 from fastdistill.replay import PrioritizedReplay
 
 
@@ -100,9 +100,7 @@ def test_all_zero_priorities_are_an_error_not_a_hang():  # cases 4, 16
         replay.sample(1)
 
 
-@pytest.mark.parametrize(
-    ("policy", "expected"), [("max", 50.0), ("max_live", 2.0), (0.25, 0.25)]
-)
+@pytest.mark.parametrize(("policy", "expected"), [("max", 50.0), ("max_live", 2.0), (0.25, 0.25)])
 def test_initial_priority_policy(policy, expected):  # case 7
     replay = make(capacity=8, initial_priority=policy, priority_exponent=1.0)
     for step in range(4):
@@ -178,7 +176,7 @@ def test_memory_is_one_frame_per_transition():  # case 13
 
 
 def test_too_large_a_replay_says_what_it_needs(monkeypatch):  # case 13
-    monkeypatch.setattr(replay_module, "_available_memory_bytes", lambda: 1e6)
+    monkeypatch.setattr(_replay_arguments, "_available_memory_bytes", lambda: 1e6)
     with pytest.raises(MemoryError, match=r"got 7\.\d\d GB needed and 0\.00 GB available"):
         PrioritizedReplay(1_000_000, 8)
 
@@ -339,7 +337,7 @@ def test_columns_of_any_shape_and_dtype():
     batch = replay.sample(32)
     lane, step = PrioritizedReplay.decode_id(batch.id)
     for name, column in batch.columns.items():
-        expected = np.stack([written[s][name][l] for l, s in zip(lane, step, strict=True)])
+        expected = np.stack([written[t][name][i] for i, t in zip(lane, step, strict=True)])
         assert column.numpy().dtype == spec[name][1]
         np.testing.assert_array_equal(column.numpy(), expected)
 
@@ -444,7 +442,11 @@ def test_empty_tasks_and_buffers_are_named():
     [
         ({"capacity": 0}, ValueError, "capacity must be >= 1, got 0"),
         ({"capacity": 3.5}, TypeError, "capacity must be an integer, got 3.5"),
-        ({"capacity": 4, "n_step": 4}, ValueError, "capacity must give every lane more than n_step steps, got 4"),
+        (
+            {"capacity": 4, "n_step": 4},
+            ValueError,
+            "capacity must give every lane more than n_step steps, got 4",
+        ),
         ({"num_lanes": 40000, "capacity": 10**6}, ValueError, r"num_lanes must be in \[1, 32768\]"),
         ({"stack": 256}, ValueError, r"stack must be in \[1, 255\], got 256"),
         ({"discount": 1.5}, ValueError, r"discount must be in \[0, 1\], got 1.5"),
