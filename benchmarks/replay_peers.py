@@ -31,6 +31,12 @@ def frames(count: int = 64) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (count, LANES, *FRAME), dtype=np.uint8)
 
 
+def stream() -> np.ndarray:
+    """Frames of one episode; consecutive STACKs of them are its observations."""
+    shape = (EPISODE_STEPS + STACK + 1, *FRAME)
+    return np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+
+
 class Ours:
     """fastdistill, n_step from the constructor."""
 
@@ -75,7 +81,7 @@ class Ours:
 
 
 class Cpprb:
-    """cpprb with next_of and stack_compress; it cannot combine these with its n-step."""
+    """cpprb with each frame stored once (next_of, stack_compress); one-step, as it then must be."""
 
     def __init__(self, capacity: int, n_step: int) -> None:
         import cpprb
@@ -92,19 +98,26 @@ class Cpprb:
             stack_compress="obs",
             alpha=0.6,
         )
-        stacks = np.random.default_rng(0).integers(0, 255, (64, *FRAME, STACK), dtype=np.uint8)
-        self._stacks = stacks
+        self._stream = stream()
         self._step = 0
         self._batch: Any = None
 
+    def observation(self, step: int) -> np.ndarray:
+        """Stacks along the last axis: stack_compress asks for it."""
+        return np.moveaxis(self._stream[step : step + STACK], 0, -1)
+
     def add(self) -> None:
         """One transition."""
+        at = self._step % EPISODE_STEPS
         self._step += 1
-        at = self._step % 63
         self.replay.add(
-            obs=self._stacks[at], next_obs=self._stacks[at + 1], act=0, rew=1.0, done=0.0
+            obs=self.observation(at),
+            next_obs=self.observation(at + 1),
+            act=0,
+            rew=1.0,
+            done=float(at + 1 == EPISODE_STEPS),
         )
-        if self._step % EPISODE_STEPS == 0:
+        if at + 1 == EPISODE_STEPS:
             self.replay.on_episode_end()
 
     def sample(self, batch_size: int) -> Any:
@@ -128,6 +141,34 @@ class Cpprb:
         self.replay.update_priorities(np.arange(size), rng.random(size).astype(np.float32) + 0.1)
 
 
+class CpprbNStep(Cpprb):
+    """cpprb with n-step returns, for which it stores every stack twice."""
+
+    def __init__(self, capacity: int, n_step: int) -> None:
+        import cpprb
+
+        shape = (STACK, *FRAME)
+        self.replay = cpprb.PrioritizedReplayBuffer(
+            capacity,
+            {
+                "obs": {"shape": shape, "dtype": np.uint8},
+                "next_obs": {"shape": shape, "dtype": np.uint8},
+                "act": {"dtype": np.int64},
+                "rew": {"dtype": np.float32},
+                "done": {"dtype": np.float32},
+            },
+            Nstep={"size": n_step, "gamma": DISCOUNT, "rew": "rew", "next": "next_obs"},
+            alpha=0.6,
+        )
+        self._stream = stream()
+        self._step = 0
+        self._batch = None
+
+    def observation(self, step: int) -> np.ndarray:
+        """Stacks along the first axis, as torch wants them."""
+        return self._stream[step : step + STACK]
+
+
 class Tianshou:
     """tianshou with frame stacking on read; n-step returns are computed elsewhere there."""
 
@@ -143,24 +184,22 @@ class Tianshou:
             ignore_obs_next=True,
             save_only_last_obs=True,
         )
-        self._stacks = np.random.default_rng(0).integers(
-            0, 255, (64, STACK, *FRAME), dtype=np.uint8
-        )
+        self._stream = stream()
         self._step = 0
         self._batch: Any = None
 
     def add(self) -> None:
         """One transition."""
+        at = self._step % EPISODE_STEPS
         self._step += 1
-        at = self._step % 63
         self.replay.add(
             self._batch_type(
-                obs=self._stacks[at],
+                obs=self._stream[at : at + STACK],
                 act=0,
                 rew=1.0,
-                terminated=self._step % EPISODE_STEPS == 0,
+                terminated=at + 1 == EPISODE_STEPS,
                 truncated=False,
-                obs_next=self._stacks[at + 1],
+                obs_next=self._stream[at + 1 : at + 1 + STACK],
                 info={},
             )
         )

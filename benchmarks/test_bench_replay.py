@@ -10,6 +10,7 @@ the cases of ours and the floor at a million transitions, which needs 8 GB.
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import subprocess
@@ -19,11 +20,11 @@ import time
 
 import pytest
 import torch
-from replay_peers import Cpprb, Floor, Ours, Tianshou, replay_machine
+from replay_peers import Cpprb, CpprbNStep, Floor, Ours, Tianshou, replay_machine
 
 CAPACITY = int(os.environ.get("FASTDISTILL_BENCH_CAPACITY", "100000"))
 N_STEP = 3
-PEERS = {"ours": Ours, "cpprb": Cpprb, "tianshou": Tianshou}
+PEERS = {"ours": Ours, "tianshou": Tianshou, "cpprb": Cpprb, "cpprb n-step": CpprbNStep}
 if CAPACITY > 100_000:
     PEERS = {"ours": Ours}
 
@@ -36,7 +37,9 @@ def filled(request):
     for _ in range(steps):
         peer.add()
     peer.randomize_priorities()
-    return peer
+    yield peer
+    del peer, request  # gigabytes, before the next one fills
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
