@@ -68,7 +68,8 @@ class Ours:
 
     def update(self, batch_size: int) -> tuple[Any, ...]:
         """Arguments for ``apply``."""
-        return self.replay.sample(batch_size).id, torch.rand(batch_size) + 0.1
+        rows = torch.randint(len(self._ids), (batch_size,))
+        return self._ids[rows], torch.rand(batch_size) + 0.1
 
     def apply(self, ids: Any, priority: Any) -> None:
         """One priority update."""
@@ -76,8 +77,8 @@ class Ours:
 
     def randomize_priorities(self) -> None:
         """A priority for every row."""
-        ids = self.replay.priorities().id
-        self.replay.update_priorities(ids, torch.rand(len(ids)) + 0.1)
+        self._ids = self.replay.priorities().id
+        self.replay.update_priorities(self._ids, torch.rand(len(self._ids)) + 0.1)
 
 
 class Cpprb:
@@ -127,8 +128,8 @@ class Cpprb:
 
     def update(self, batch_size: int) -> tuple[Any, ...]:
         """Arguments for ``apply``."""
-        indexes = self.replay.sample(batch_size, beta=0.4)["indexes"]
-        return indexes, torch.rand(batch_size).numpy() + 0.1
+        rows = torch.randint(self.replay.get_stored_size(), (batch_size,)).numpy()
+        return rows, torch.rand(batch_size).numpy() + 0.1
 
     def apply(self, indexes: Any, priority: Any) -> None:
         """One priority update."""
@@ -211,7 +212,8 @@ class Tianshou:
 
     def update(self, batch_size: int) -> tuple[Any, ...]:
         """Arguments for ``apply``."""
-        return self.replay.sample_indices(batch_size), torch.rand(batch_size).double().numpy() + 0.1
+        rows = torch.randint(len(self.replay), (batch_size,)).numpy()
+        return rows, torch.rand(batch_size).double().numpy() + 0.1
 
     def apply(self, indexes: Any, priority: Any) -> None:
         """One priority update."""

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: MIT
 """Types of the native module. Private: fastdistill.losses and fastdistill.replay are its face."""
 
-import enum
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 # ---- replay ----
 
-class InitialPriority(enum.Enum):
-    max = ...
-    max_live = ...
-    fixed = ...
+class InitialPriority:
+    max: ClassVar[InitialPriority]
+    max_live: ClassVar[InitialPriority]
+    fixed: ClassVar[InitialPriority]
+    name: str
 
-class WeightNormalization(enum.Enum):
-    batch = ...
-    # `global` is a keyword: WeightNormalization.__members__["global"]
-    none = ...
+class WeightNormalization:
+    batch: ClassVar[WeightNormalization]
+    global_: ClassVar[WeightNormalization]
+    none: ClassVar[WeightNormalization]
+    name: str
 
 class ReplayConfig:
     def __init__(

@@ -40,7 +40,7 @@ _STEP_BITS = 48
 
 _NORMALIZATIONS = {
     "batch": _core.WeightNormalization.batch,
-    "global": _core.WeightNormalization.__members__["global"],
+    "global": _core.WeightNormalization.global_,
     "none": _core.WeightNormalization.none,
 }
 

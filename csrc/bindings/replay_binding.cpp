@@ -147,7 +147,7 @@ void register_options(py::module_& m) {
       .value("fixed", replay::InitialPriority::kFixed);
   py::enum_<replay::WeightNormalization>(m, "WeightNormalization")
       .value("batch", replay::WeightNormalization::kBatch)
-      .value("global", replay::WeightNormalization::kGlobal)
+      .value("global_", replay::WeightNormalization::kGlobal)
       .value("none", replay::WeightNormalization::kNone);
   py::class_<replay::ReplayConfig>(m, "ReplayConfig")
       .def(py::init([](std::uint64_t lane_capacity_steps, std::uint32_t num_lanes,

@@ -149,21 +149,27 @@ template <class Sync>
 void Replay<Sync>::update(std::size_t sampler, std::span<const std::int64_t> ids,
                           std::span<const float> priorities, bool* accepted) {
   PriorityIndex<Sync>& index = *indexes_[sampler];
-  thread_local std::vector<RowId> rows;
-  rows.resize(ids.size());
+  struct Target {
+    std::uint32_t lane;
+    bool recent;
+    std::uint64_t slot, lap;
+  };
+  thread_local std::vector<Target> targets;
+  targets.resize(ids.size());
+  const std::uint64_t slots = storage_.layout().slots_per_lane;
   for (std::size_t i = 0; i < ids.size(); ++i) {
     detail::require_priority(priorities[i], "update_priorities", i);
-    rows[i] = issued_row(ids[i], "update_priorities", i);
-    index.prefetch(rows[i].lane, storage_.slot_of(rows[i].step));
+    const auto [lane, step] = issued_row(ids[i], "update_priorities", i);
+    // The cursor settles what the tag, 31 bits of the lap, could in principle mistake.
+    const bool recent = step + slots >= storage_.lane(lane).end.load(std::memory_order_relaxed);
+    targets[i] = {lane, recent, storage_.slot_of(step), storage_.lap_of(step)};
+    index.prefetch(lane, targets[i].slot);
   }
   std::uint64_t stale = 0;
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    const auto [lane, step] = rows[i];
-    // The cursor settles what the tag, 31 bits of the lap, could in principle mistake.
-    const bool recent = step + storage_.layout().slots_per_lane >=
-                        storage_.lane(lane).end.load(std::memory_order_relaxed);
-    accepted[i] = recent && index.update(lane, storage_.slot_of(step), storage_.lap_of(step),
-                                         index.weight_of(priorities[i]));
+    const Target& to = targets[i];
+    accepted[i] =
+        to.recent && index.update(to.lane, to.slot, to.lap, index.weight_of(priorities[i]));
     stale += accepted[i] ? 0 : 1;
   }
   if (stale > 0) {
