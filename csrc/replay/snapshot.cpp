@@ -5,7 +5,7 @@
 
 #include <unistd.h>
 
-#include <array>
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -272,20 +272,22 @@ void restore_lane(DirectReplay& replay, std::uint32_t lane_index, const LaneRun&
       const StepRecord record = storage.record(lane_index, storage.slot_of(row));
       const std::uint64_t history = std::min<std::uint64_t>(record.age, config.stack - 1);
       if (row + config.lane_capacity_steps < run.end || row < run.first + history) continue;
-      bool live = false;
+      // A row may have been killed between the looks at two samplers' leaves: then it is dead.
+      const auto was_killed = [&](const auto& of_sampler) {
+        const std::uint32_t state = leaf_tag(of_sampler[row - run.first]);
+        return state != kNotYetLive && state != kLive;
+      };
+      if (std::any_of(states.begin(), states.end(), was_killed)) continue;
       for (std::size_t s = 0; s < states.size(); ++s) {
         const std::uint64_t slot = storage.slot_of(row), lap = storage.lap_of(row);
         const std::uint64_t word = states[s][row - run.first];
         if (leaf_tag(word) == kLive) {
           replay.index(s).set(lane_index, slot, lap, leaf_weight(word));
-        } else if (leaf_tag(word) == kNotYetLive) {
-          replay.index(s).enable(lane_index, slot, lap, record.priority);
         } else {
-          continue;  // killed while the snapshot was being taken
+          replay.index(s).enable(lane_index, slot, lap, record.priority);
         }
-        live = true;
       }
-      if (live) lane.live_rows.fetch_add(1, std::memory_order_relaxed);
+      lane.live_rows.fetch_add(1, std::memory_order_relaxed);
     }
   }
 }
