@@ -116,7 +116,9 @@ class ReplayReference:
         if window is None:
             raise IndexError(f"transition: row_id must name a live row, got {row_id}")
         taken = self._lanes[lane][t : t + window]
-        reward = sum(self._discount**i * np.float32(step.reward) for i, step in enumerate(taken))
+        reward = sum(
+            self._discount**i * float(np.float32(step.reward)) for i, step in enumerate(taken)
+        )
         return Transition(
             obs=self._observation(lane, t),
             action=taken[0].action,

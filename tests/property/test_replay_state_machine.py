@@ -173,7 +173,7 @@ class ReplayMachine(RuleBasedStateMachine):
         np.testing.assert_array_equal(batch.next_obs[i].numpy(), row.next_obs.reshape(shape))
         assert batch.action[i] == row.action
         assert batch.discount[i].item() == row.discount
-        np.testing.assert_allclose(batch.reward[i].item(), row.reward, rtol=1e-6, atol=1e-7)
+        assert batch.reward[i].item() == row.reward
         np.testing.assert_array_equal(batch.columns["logits"][i].numpy(), row.columns["logits"])
         assert batch.id[i] == row_id
         assert batch.task[i] == row_id >> STEP_BITS  # here every lane is a task
