@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/loss_binding.h"
+#include "bindings/replay_binding.h"
 #include "bindings/tensor_view.h"
 #include "bindings/torch_threads.h"
 
@@ -20,4 +21,5 @@ PYBIND11_MODULE(_core, m) {
       "Connects to the loaded torch; False if its thread pool was not found.");
   fastdistill::register_distill(m);
   fastdistill::register_td(m);
+  fastdistill::register_replay(m);
 }

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""Types of the native module. Private: fastdistill.losses and fastdistill.replay are its face."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+# ---- replay ----
+
+class InitialPriority:
+    max: ClassVar[InitialPriority]
+    max_live: ClassVar[InitialPriority]
+    fixed: ClassVar[InitialPriority]
+    name: str
+
+class WeightNormalization:
+    batch: ClassVar[WeightNormalization]
+    global_: ClassVar[WeightNormalization]
+    none: ClassVar[WeightNormalization]
+    name: str
+
+class ReplayConfig:
+    def __init__(
+        self,
+        *,
+        lane_capacity_steps: int,
+        num_lanes: int,
+        lanes_per_task: list[int],
+        frame_bytes: int,
+        column_bytes: list[int],
+        stack: int,
+        n_step: int,
+        discount: float,
+        repeat_first_frame: bool,
+        priority_exponents: list[float],
+        initial_priority: InitialPriority,
+        fixed_initial_priority: float,
+        seed: int,
+    ) -> None: ...
+    def required_bytes(self) -> int: ...
+
+class ReplayBatch:
+    def __init__(
+        self,
+        obs: npt.NDArray[Any],
+        action: npt.NDArray[np.int64],
+        reward: npt.NDArray[np.float32],
+        discount: npt.NDArray[np.float32],
+        next_obs: npt.NDArray[Any],
+        weight: npt.NDArray[np.float32],
+        id: npt.NDArray[np.int64],
+        task: npt.NDArray[np.int64],
+        columns: list[npt.NDArray[Any]],
+    ) -> None: ...
+
+class Replay:
+    def __init__(self, config: ReplayConfig) -> None: ...
+    def append(
+        self,
+        lanes: npt.NDArray[np.int64],
+        frame: npt.NDArray[Any],
+        action: npt.NDArray[np.int64],
+        reward: npt.NDArray[np.float32],
+        terminated: npt.NDArray[np.bool_],
+        truncated: npt.NDArray[np.bool_],
+        boundary: npt.NDArray[np.bool_] | None,
+        priority: npt.NDArray[np.float32] | None,
+        columns: list[npt.NDArray[Any]],
+    ) -> None: ...
+    def sample(
+        self,
+        sampler: int,
+        batch: ReplayBatch,
+        importance_exponent: float,
+        stratified: bool,
+        normalization: WeightNormalization,
+        task_weights: list[float],
+    ) -> None: ...
+    def update(
+        self, sampler: int, id: int, priority: int, accepted: int, num_rows: int
+    ) -> None: ...
+    def read(self, id: npt.NDArray[np.int64], batch: ReplayBatch) -> None: ...
+    def clear(self) -> None: ...
+    def live_rows(self) -> int: ...
+    def priorities(self, sampler: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+    def statistics(self, sampler: int) -> dict[str, float]: ...
+    def check_valid(self) -> str: ...
+    def save(self, file: int, schema: str) -> None: ...
+    def load(self, file: int, schema: str) -> None: ...
+    def memory_layout(self) -> tuple[int, int, int]: ...

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""Batches of the replay and the memory they are copied into.
+
+A batch of Atari frames is megabytes; fresh memory for each would cost more in page faults than
+the copy itself. So memory is used again, but only when no tensor of it is left.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastdistill import _core
+
+
+class ReplayBatch(NamedTuple):
+    """Rows drawn by :meth:`PrioritizedReplay.sample`; B rows, all CPU tensors.
+
+    The tensors are yours for as long as you hold them, or anything made from them without a copy.
+    When nothing does any more, a later ``sample`` of the same thread writes over the memory.
+
+    Attributes:
+        obs: ``[B, stack, *frame_shape]``, or ``[B, *frame_shape]`` where ``stack`` is 1.
+        action: ``[B]`` int64.
+        reward: ``[B]`` float32, the discounted sum over the n-step window.
+        discount: ``[B]`` float32, what multiplies the value of ``next_obs``: ``discount**k`` after
+            k steps, 0 after a termination.
+        next_obs: like ``obs``, k steps later.
+        weight: ``[B]`` float32 importance weights.
+        id: ``[B]`` int64, (lane, step) of the row; never used again for another one.
+        task: ``[B]`` int64, index of the row's task.
+        columns: extra columns by name, ``[B, *shape]``, of the row's first step.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: Tensor
+    weight: Tensor
+    id: Tensor
+    task: Tensor
+    columns: dict[str, Tensor]
+
+
+class RowSpec(NamedTuple):
+    """Shapes and dtypes of one row."""
+
+    frame_shape: tuple[int, ...]
+    frame_dtype: np.dtype[Any]
+    obs_shape: tuple[int, ...]
+    columns: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+
+class Slab:
+    """Memory of one batch, lent to its tensors and known to be free when they are gone."""
+
+    def __init__(self, num_rows: int, spec: RowSpec) -> None:
+        self.num_rows = num_rows
+        self._names = tuple(spec.columns)
+        integers, floats = ((), np.dtype(np.int64)), ((), np.dtype(np.float32))
+        obs = (spec.obs_shape, spec.frame_dtype)
+        fields = [obs, integers, floats, floats, obs, floats, integers, integers]
+        fields += spec.columns.values()
+        self._arrays = [_array((num_rows, *shape), dtype) for shape, dtype in fields]
+        self.native = _native_batch(self._arrays)
+        self._idle_references = self._references()
+
+    def _references(self) -> list[int]:
+        return [sys.getrefcount(array) for array in self._arrays]
+
+    def is_free(self) -> bool:
+        """Whether no tensor of this memory is left."""
+        # A tensor made by from_numpy() keeps its array alive through its storage, and the storage
+        # lives as long as any view of it does, in Python, in numpy or in an autograd graph.
+        return self._references() == self._idle_references
+
+    def lend(self) -> ReplayBatch:
+        """The batch in this memory, as tensors without a copy."""
+        tensors = map(torch.from_numpy, self._arrays)
+        obs, action, reward, discount, next_obs, weight, row_id, task, *columns = tensors
+        by_name = dict(zip(self._names, columns, strict=True))
+        return ReplayBatch(obs, action, reward, discount, next_obs, weight, row_id, task, by_name)
+
+
+class SlabPool:
+    """The slabs of one replay; each thread has its own, so that none waits for another."""
+
+    def __init__(self, spec: RowSpec) -> None:
+        self._spec = spec
+        self._thread = threading.local()
+
+    def take(self, num_rows: int) -> Slab:
+        """A slab that nobody holds a tensor of, else a new one."""
+        slabs: list[Slab] | None = getattr(self._thread, "slabs", None)
+        if slabs is None:
+            slabs = self._thread.slabs = []
+        for slab in slabs:
+            if slab.num_rows == num_rows and slab.is_free():
+                return slab
+        slabs.append(Slab(num_rows, self._spec))
+        if len(slabs) > _SLABS_KEPT:
+            del slabs[0]
+        return slabs[-1]
+
+
+# Two serve a loop that drops a batch when it gets the next; four, two such loops or batch sizes.
+_SLABS_KEPT = 4
+
+
+def row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Bytes of one element of a field."""
+    return math.prod(shape) * dtype.itemsize
+
+
+def _native_batch(arrays: Sequence[npt.NDArray[Any]]) -> _core.ReplayBatch:
+    obs, action, reward, discount, next_obs, weight, row_id, task, *columns = arrays
+    return _core.ReplayBatch(obs, action, reward, discount, next_obs, weight, row_id, task, columns)
+
+
+def _array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if torch.cuda.is_available():
+        size = row_bytes(shape, dtype)
+        pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return pinned.numpy().view(dtype).reshape(shape)
+    return np.empty(shape, dtype)

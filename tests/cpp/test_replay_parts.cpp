@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+// The replay's parts by themselves: random numbers and checksums against published values, the
+// census against its bounds, the sum tree against a plain array, options against their ranges.
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+
+#include "common/crc32c.h"
+#include "common/philox.h"
+#include "replay/replay_impl.h"
+#include "replay_world.h"
+
+namespace fastdistill::testing {
+namespace {
+
+using replay::DirectSync;
+using replay::WeightCensus;
+
+// Known answers of the authors' Random123 distribution (kat_vectors, philox4x32 10 rounds).
+void philox_gives_the_published_words() {
+  using Words = std::array<std::uint32_t, 4>;
+  CHECK(
+      (philox4x32({0, 0, 0, 0}, {0, 0}) == Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  constexpr std::uint32_t kOnes = 0xffffffff;
+  CHECK((philox4x32({kOnes, kOnes, kOnes, kOnes}, {kOnes, kOnes}) ==
+         Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  CHECK((philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}) ==
+         Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+void crc32c_gives_the_published_sums() {
+  CHECK_EQ(crc32c("123456789", 9), 0xE3069283U);
+  const unsigned char zeros[32] = {};
+  CHECK_EQ(crc32c(zeros, 32), 0x8A9136AAU);  // RFC 3720, appendix B.4
+  CHECK_EQ(crc32c("6789", 4, crc32c("12345", 5)), 0xE3069283U);
+}
+
+void census_bounds_every_weight() {
+  std::uint32_t last_bucket = 0;
+  for (std::uint64_t w = 1; w <= 0xFFFFFFFF; w += 1 + w / 7) {
+    const auto weight = static_cast<std::uint32_t>(w);
+    const std::size_t bucket = WeightCensus::bucket(weight);
+    CHECK(bucket < WeightCensus::kBuckets && bucket >= last_bucket);
+    last_bucket = static_cast<std::uint32_t>(bucket);
+    const std::uint64_t low = WeightCensus::floor_of(bucket);
+    const std::uint64_t high = WeightCensus::ceiling_of(bucket);
+    CHECK(low <= weight && weight <= high);
+    CHECK(high - low <= low / 4);
+  }
+  WeightCensus census;
+  CHECK_EQ(census.smallest(), 0U);
+  CHECK_EQ(census.largest(), 0U);
+  census.move<DirectSync>(0, 5);
+  census.move<DirectSync>(0, 1000);
+  CHECK_EQ(census.smallest(), 5U);
+  census.move<DirectSync>(5, 0);
+  CHECK(census.smallest() <= 1000 && census.smallest() > 799);
+}
+
+// Every position of the line leads to the leaf that a walk over the array gives.
+void tree_finds_the_leaf_of_every_position() {
+  for (const std::size_t leaves : {1, 8, 9, 64, 65, 600}) {
+    replay::SumTree<DirectSync> tree(leaves);
+    std::vector<std::uint32_t> weights(tree.num_leaves(), 0);
+    for (std::size_t round = 0; round < 300; ++round) {
+      const std::size_t i = mix(round, leaves, 0) % leaves;
+      const auto weight = static_cast<std::uint32_t>(mix(round, leaves, 1) % 4);
+      tree.leaf(i).store(replay::leaf_word(7, weight), std::memory_order_relaxed);
+      tree.add(i, std::int64_t{weight} - weights[i]);
+      weights[i] = weight;
+    }
+    CHECK_EQ(tree.first_wrong_node(), -1);
+    const auto total = std::accumulate(weights.begin(), weights.end(), std::int64_t{0});
+    CHECK_EQ(tree.total(), total);
+    CHECK_EQ(tree.scan_total(), total);
+    std::int64_t position = 0;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      for (std::uint32_t unit = 0; unit < weights[i]; ++unit, ++position) {
+        replay::SumTree<DirectSync>::Descent descent{.remainder = position};
+        for (std::size_t level = tree.num_levels(); level-- > 0;) tree.pick_node(level, descent);
+        tree.pick_leaf(descent);
+        CHECK(!descent.lost);
+        CHECK_EQ(descent.node, i);
+        CHECK_EQ(descent.leaf_word, replay::leaf_word(7, weights[i]));
+        CHECK_EQ(tree.scan_pick(position).node, i);
+      }
+    }
+    CHECK(tree.scan_pick(total).lost);
+  }
+}
+
+// Sums that are off for a moment lose the draw; nothing is clamped and nothing wraps.
+void tree_loses_draws_while_sums_are_off() {
+  replay::SumTree<DirectSync> tree(64);
+  tree.leaf(3).store(replay::leaf_word(1, 10), std::memory_order_relaxed);
+  tree.add(3, 15);  // five too many
+  replay::SumTree<DirectSync>::Descent descent{.remainder = 12};
+  for (std::size_t level = tree.num_levels(); level-- > 0;) tree.pick_node(level, descent);
+  tree.pick_leaf(descent);
+  CHECK(descent.lost);
+  tree.add(3, -25);  // and now below zero
+  CHECK_EQ(tree.total(), 0);
+  CHECK(tree.first_wrong_node() >= 0);
+}
+
+void weights_round_saturate_and_keep_zero() {
+  World world = small_world(1, 9);
+  const replay::SlotLayout layout(world.config);
+  replay::SamplerConfig options = world.config.samplers[0];
+  options.priority_exponent = 0.5;
+  replay::PriorityIndex<DirectSync> index(world.config, options, layout);
+  CHECK_EQ(index.weight_of(0.0F), 0U);
+  CHECK_EQ(index.weight_of(1.0F), 1U << 20);
+  CHECK_EQ(index.weight_of(4.0F), 2U << 20);
+  CHECK_EQ(index.counters().clamped_weights.load(), 0U);
+  CHECK_EQ(index.weight_of(1e-30F), 1U);
+  CHECK_EQ(index.weight_of(std::numeric_limits<float>::max()), replay::kMaxWeight);
+  CHECK_EQ(index.counters().clamped_weights.load(), 2U);
+  CHECK(std::abs(index.priority_of(index.weight_of(9.0F)) - 9.0) < 1e-5);
+  options.priority_exponent = 0.0;
+  replay::PriorityIndex<DirectSync> uniform(world.config, options, layout);
+  CHECK_EQ(uniform.weight_of(0.0F), 1U << 20);
+}
+
+void options_out_of_range_are_refused() {
+  const World world = small_world(2, 9);
+  const auto refused = [&](auto change) {
+    replay::ReplayConfig config = world.config;
+    change(config);
+    CHECK_THROWS(replay::validate(config), std::invalid_argument);
+  };
+  replay::validate(world.config);
+  refused([](auto& c) { c.num_lanes = 0; });
+  refused([](auto& c) { c.num_lanes = replay::kMaxLanes + 1; });
+  refused([](auto& c) { c.stack = 0; });
+  refused([](auto& c) { c.n_step = 9; });
+  refused([](auto& c) { c.discount = std::nan(""); });
+  refused([](auto& c) { c.frame_bytes = 0; });
+  refused([](auto& c) { c.lanes_per_task = {1}; });
+  refused([](auto& c) { c.samplers.clear(); });
+  refused([](auto& c) { c.samplers[0].priority_exponent = 1.5; });
+}
+
+// Two writers on a lane are told so, and neither lane of the refused append has changed.
+void a_second_writer_of_a_lane_is_refused() {
+  World world = small_world(2, 9);
+  replay::Replay<DirectSync> replay(world.config);
+  WorldWriter<replay::Replay<DirectSync>> both(world, replay, {0, 1}), twice(world, replay, {1, 1});
+  replay.storage().lane(1).has_writer.store(true);
+  CHECK_THROWS(both.append(), std::invalid_argument);
+  replay.storage().lane(1).has_writer.store(false);
+  CHECK_THROWS(twice.append(), std::invalid_argument);
+  CHECK_EQ(replay.statistics(0).appended_steps, 0U);
+  both.append();
+  CHECK_EQ(replay.statistics(0).appended_steps, 2U);
+}
+
+}  // namespace
+}  // namespace fastdistill::testing
+
+int main() {
+  using namespace fastdistill::testing;
+  philox_gives_the_published_words();
+  crc32c_gives_the_published_sums();
+  census_bounds_every_weight();
+  tree_finds_the_leaf_of_every_position();
+  tree_loses_draws_while_sums_are_off();
+  weights_round_saturate_and_keep_zero();
+  options_out_of_range_are_refused();
+  a_second_writer_of_a_lane_is_refused();
+  return 0;
+}
