@@ -141,6 +141,8 @@ class LaneEnv:
             str(action) for action in range(self.num_actions)
         )
         shape = tuple(int(size) for size in env.single_observation_space.shape)
+        self._stack_of_one = len(shape) == 4 and shape[0] == 1  # ALE's colour screens
+        shape = shape[1:] if self._stack_of_one else shape
         if len(shape) not in (1, 3):
             raise ValueError(
                 f"LaneEnv: env must have vector or image observations, got shape {shape}"
@@ -165,6 +167,7 @@ class LaneEnv:
         self._lengths = np.zeros(self.num_lanes, np.int64)
 
     def _take_obs(self, obs: NDArray[Any]) -> None:
+        obs = obs[:, 0] if self._stack_of_one else obs
         if self._channels_last:
             obs = np.ascontiguousarray(obs.transpose(0, 3, 1, 2))
         self.obs = obs.astype(self._obs_dtype, copy=False)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import ale_py
 import gymnasium
 import numpy as np
@@ -111,7 +113,7 @@ def test_the_row_after_a_game_over_is_a_boundary_with_no_reward_and_no_flags():
         env = make_atari(game, 4)
         records, _ = play(env, 1500 if game == "pong" else 400)
         rows = 0
-        for before, record in zip(records[:-1], records[1:], strict=True):
+        for before, record in itertools.pairwise(records):
             for lane in np.flatnonzero(record.boundary):
                 rows += 1
                 assert before.terminated[lane]
@@ -187,14 +189,20 @@ def test_seed_zero_is_a_seed_like_any_other():
 
 
 def test_presets_differ_in_stickiness_starts_and_life_signal():
-    classic, machado = make_atari("pong", 64), make_atari("pong", 64, preset="machado")
+    classic, machado = make_atari("pong", 12), make_atari("pong", 12, preset="machado")
     assert classic.settings["repeat_action_probability"] == 0.0
     assert machado.settings["repeat_action_probability"] == 0.25
     assert classic.settings["life_loss_info"]
     assert not machado.settings["life_loss_info"]
-    # No-op starts show as different first frames (on some lanes); without them all are the same.
-    assert len(np.unique(classic.reset(0).reshape(64, -1), axis=0)) > 1
-    assert len(np.unique(machado.reset(0).reshape(64, -1), axis=0)) == 1
+    # Doing nothing for a while, only the no-op start tells the lanes apart (nothing can stick).
+    screens = []
+    for env in (classic, machado):
+        env.reset(0)
+        for _ in range(60):
+            env.step(np.zeros(12, np.int64))
+        screens.append(len(np.unique(env.obs.reshape(12, -1), axis=0)))
+    assert screens[0] > 3
+    assert screens[1] == 1
 
 
 def test_sticky_actions_are_really_sticky_and_really_off():
@@ -224,7 +232,7 @@ def test_truncation_is_a_boundary_even_where_the_clock_would_not_show_it():
     env = LaneEnv(base, name="breakout", stack=4, array_seeds=True)
     records, _ = play(env, 100)
     cuts = 0
-    for before, record in zip(records[:-1], records[1:], strict=True):
+    for before, record in itertools.pairwise(records):
         cuts += int(before.truncated.sum())
         np.testing.assert_array_equal(record.boundary & before.truncated, before.truncated)
         for episode in record.episodes:
@@ -313,7 +321,7 @@ def test_gymnasium_environments_speak_the_same_protocol():
     assert env.obs_shape == env.frame_shape == (4,)
     assert observations[0].dtype == np.float32
     lengths = []
-    for before, record in zip(records[:-1], records[1:], strict=True):
+    for before, record in itertools.pairwise(records):
         np.testing.assert_array_equal(record.boundary, before.terminated | before.truncated)
         lengths += [episode.length_steps for episode in record.episodes]
         assert all(e.episode_return == e.length_steps for e in record.episodes)
@@ -347,11 +355,11 @@ def test_unusable_environments_are_refused_in_words():
         vectorization_mode="sync",
         vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
     )
-    with pytest.raises(ValueError, match="env must use AutoresetMode.NEXT_STEP"):
+    with pytest.raises(ValueError, match=r"env must use AutoresetMode.NEXT_STEP"):
         LaneEnv(same_step, name="x")
     with pytest.raises(TypeError, match="env must have Discrete actions from 0"):
         make_gymnasium("Pendulum-v1", 1)
-    with pytest.raises(ValueError, match="game must be a ROM name in snake case.*got 'Pong'"):
+    with pytest.raises(ValueError, match=r"game must be a ROM name in snake case.*got 'Pong'"):
         make_atari("Pong", 1)
     with pytest.raises(ValueError, match=r"preset must be one of \['classic', 'machado'\]"):
         make_atari("pong", 1, preset="hard")

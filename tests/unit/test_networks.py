@@ -163,7 +163,7 @@ def test_other_bad_input_is_refused():
         paper_architecture("50%", 6)
     with pytest.raises(ValueError, match="at least 36 x 36"):
         QNetwork(Architecture((3, 20, 20), (4,)))
-    with pytest.raises(ValueError, match="from_json: .*colour"):
+    with pytest.raises(ValueError, match=r"from_json: .*colour"):
         Architecture.from_json({"obs_shape": [4], "num_actions": [2], "colour": 1})
     network = QNetwork(paper_architecture("4%", 4))
     with pytest.raises(ValueError, match=r"mean must be finite with shape \[84, 84\]"):
