@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,10 @@ PRESETS = {
     # Machado et al. 2018, "Revisiting the Arcade Learning Environment".
     "machado": AtariPreset(0.25, 1, False, False, 108_000, 0.001),
 }
+
+
+# Actions kept per lane before it may be seeded anew: bounds what a restore has to play.
+RESEED_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -86,19 +90,28 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class EnvState:
-    """Where an environment stands: the last seeded reset and every action since.
+    """Where an environment stands: each lane's last seeded reset and its actions since.
 
     Attributes:
-        seed: Entropy of the reset, as given to ``LaneEnv.reset``.
-        actions: ``[steps, lanes]`` int16.
+        seed: As given to ``LaneEnv.reset``.
+        reseeds: ``[lanes]`` int64, how often each lane was seeded anew since.
+        lengths_steps: ``[lanes]`` int64, actions since its last seeding.
+        actions: Those actions, int16, lane after lane.
     """
 
     seed: tuple[int, ...]
+    reseeds: NDArray[np.int64]
+    lengths_steps: NDArray[np.int64]
     actions: NDArray[np.int16]
 
 
 class LaneEnv:
     """A vector environment under NEXT_STEP autoreset, one lane per sub-environment.
+
+    Its state can be saved at any step: ALE's own clone and restore loses the random generator
+    (0.12.1), so a state is a seed and the actions since, and restoring plays them again. To keep
+    those few, a lane whose episode ends more than ``RESEED_STEPS`` after its last seeding is
+    seeded anew. (Seeding an ALE lane takes 0.1 s, it loads the ROM; hence not at every episode.)
 
     Attributes:
         name: Game or environment id.
@@ -156,10 +169,8 @@ class LaneEnv:
         self.settings = {"env": name, **(settings or {})}
         self.obs: NDArray[Any] = np.zeros((self.num_lanes, *self.obs_shape), self._obs_dtype)
         self._seed: tuple[int, ...] = ()
-        self._actions = bytearray()
-        self._clear_episodes()
-
-    def _clear_episodes(self) -> None:
+        self._reseeds = np.zeros(self.num_lanes, np.int64)
+        self._logs = [bytearray() for _ in range(self.num_lanes)]
         self._was_done = np.zeros(self.num_lanes, np.bool_)
         self._was_truncated = np.zeros(self.num_lanes, np.bool_)
         self._episode_frames = np.full(self.num_lanes, -1, np.int64)
@@ -182,15 +193,30 @@ class LaneEnv:
             The first observation, ``[lanes, *obs_shape]``.
         """
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
-        lane_seeds = np.random.SeedSequence(self._seed).generate_state(self.num_lanes)
-        # 31 bits: ALE takes an int and reads a negative one as "no seed".
-        seeds = (lane_seeds & 0x7FFFFFFF).astype(np.int64)
-        obs, info = self._env.reset(seed=seeds if self._array_seeds else seeds.tolist())
-        self._actions = bytearray()
-        self._clear_episodes()
-        self._episode_frames = np.asarray(info.get("episode_frame_number", self._episode_frames))
-        self._take_obs(obs)
+        self._reseeds[:] = 0
+        self._seed_lanes(np.ones(self.num_lanes, np.bool_))
         return self.obs
+
+    def _seed_lanes(self, chosen: NDArray[np.bool_]) -> None:
+        seeds = np.array(
+            [
+                # 31 bits: ALE takes an int and reads a negative one as "no seed".
+                np.random.SeedSequence((*self._seed, lane, int(count))).generate_state(1)[0]
+                & 0x7FFFFFFF
+                for lane, count in enumerate(self._reseeds)
+            ],
+            np.int64,
+        )
+        options = None if chosen.all() else {"reset_mask": chosen.copy()}
+        obs, info = self._env.reset(
+            seed=seeds[chosen] if self._array_seeds else seeds.tolist(), options=options
+        )
+        self._take_obs(obs)
+        self._episode_frames = np.asarray(info.get("episode_frame_number", self._episode_frames))
+        for lane in np.flatnonzero(chosen):
+            self._logs[lane].clear()
+        for array in (self._was_done, self._was_truncated, self._returns, self._lengths):
+            array[chosen] = 0
 
     def step(self, action: NDArray[np.integer[Any]]) -> Step:
         """Step every lane.
@@ -203,9 +229,17 @@ class LaneEnv:
             ValueError: Wrong shape or an action out of range (ALE would hang on it for ever).
             TypeError: Not integers.
         """
-        action = self._checked(action)
-        self._actions += action.astype(np.int16).tobytes()
-        frame = self._newest_frame()
+        step = self._advance(self._checked(action))
+        stale = np.array([len(log) > 2 * RESEED_STEPS for log in self._logs])
+        if (stale & step.boundary).any():
+            self._reseeds += stale & step.boundary
+            self._seed_lanes(stale & step.boundary)
+        return step
+
+    def _advance(self, action: NDArray[np.int64]) -> Step:
+        for log, word in zip(self._logs, action.astype(np.int16), strict=True):
+            log += word.tobytes()
+        frame = self.obs if self.stack == 1 else np.ascontiguousarray(self.obs[:, -1])
         obs, reward, terminated, truncated, info = self._env.step(action)
         boundary = self._was_done
         if "episode_frame_number" in info:
@@ -225,57 +259,47 @@ class LaneEnv:
         reward = np.asarray(reward, np.float32)
         self._returns = np.where(boundary, 0.0, self._returns + reward)
         self._lengths = np.where(boundary, 0, self._lengths + 1)
-        terminated, truncated = np.asarray(terminated, np.bool_), np.asarray(truncated, np.bool_)
-        self._was_done, self._was_truncated = terminated | truncated, truncated
+        # Copies: gymnasium hands out the same arrays at every step.
+        terminated = np.array(terminated, np.bool_)
+        truncated = np.array(truncated, np.bool_)
+        self._was_done, self._was_truncated = terminated | truncated, truncated.copy()
         self._take_obs(obs)
         return Step(frame, action, reward, terminated, truncated, boundary, episodes)
 
-    def restart(self, seed: int | Sequence[int]) -> Step:
-        """Cut every running episode and reset with a new seed.
-
-        Returns:
-            A record whose rows are all boundaries: append it, and the cut episodes end in their
-            final observations, bootstrapped from and not terminated.
-        """
-        # One more step tells a game over from a lost life; its outcome is thrown away.
-        step = self.step(np.zeros(self.num_lanes, np.int64))
-        self.reset(seed)
-        nothing = np.zeros(self.num_lanes, np.bool_)
-        return replace(
-            step,
-            reward=np.zeros(self.num_lanes, np.float32),
-            terminated=nothing,
-            truncated=nothing.copy(),
-            boundary=~nothing,
-        )
-
     def state(self) -> EnvState:
         """Where the environment stands, for ``restore``; two bytes per lane step."""
-        actions = np.frombuffer(bytes(self._actions), np.int16).reshape(-1, self.num_lanes)
-        return EnvState(self._seed, actions)
+        lengths = np.array([len(log) // 2 for log in self._logs], np.int64)
+        actions = np.frombuffer(b"".join(self._logs), np.int16)
+        return EnvState(self._seed, self._reseeds.copy(), lengths, actions)
 
     def restore(self, state: EnvState) -> None:
-        """Play the actions of ``state`` again from its reset: the emulator, exactly.
+        """Continue from ``state``, exactly, in this or another process.
 
-        ALE's own clone and restore loses the random generator (0.12.1), a replay does not.
+        Takes as long as the emulators need for the recorded actions.
         """
-        if state.actions.ndim != 2 or state.actions.shape[1] != self.num_lanes:
+        if state.lengths_steps.shape != (self.num_lanes,):
             raise ValueError(
-                f"LaneEnv.restore: state.actions must be [steps, {self.num_lanes}], "
-                f"got shape {list(state.actions.shape)}"
+                f"LaneEnv.restore: state must be of {self.num_lanes} lanes, "
+                f"got {len(state.lengths_steps)}"
             )
-        self.reset(state.seed)
-        for action in state.actions:
-            self.step(action)
+        starts = np.cumsum(state.lengths_steps) - state.lengths_steps
+        longest = int(state.lengths_steps.max())
+        # Lanes with fewer actions wait their turn, playing anything, and are then seeded.
+        waits = longest - state.lengths_steps
+        self._seed, self._reseeds = state.seed, state.reseeds.copy()
+        self._seed_lanes(np.ones(self.num_lanes, np.bool_))
+        for time in range(longest):
+            if time and (waits == time).any():
+                self._seed_lanes(waits == time)
+            index = np.maximum(starts + time - waits, 0)
+            action = np.where(time >= waits, state.actions[index], 0)
+            self._advance(action.astype(np.int64))
+        if longest and (waits == longest).any():
+            self._seed_lanes(waits == longest)
 
     def close(self) -> None:
         """Free the emulators."""
         self._env.close()
-
-    def _newest_frame(self) -> NDArray[Any]:
-        if self.stack == 1:
-            return self.obs
-        return np.ascontiguousarray(self.obs[:, -1])
 
     def _checked(self, action: NDArray[Any]) -> NDArray[np.int64]:
         if not self._seed:

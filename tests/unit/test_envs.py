@@ -129,10 +129,13 @@ def test_episode_accounting_matches_the_engine_played_directly():
         env = make_atari(game, 2)
         rng = np.random.default_rng(1)
         env.reset(3)
-        lane_seeds = np.random.SeedSequence((3,)).generate_state(2) & 0x7FFFFFFF
-        actions = rng.integers(env.num_actions, size=(1200, 2))
+        lane_seeds = [
+            int(np.random.SeedSequence((3, lane, 0)).generate_state(1)[0] & 0x7FFFFFFF)
+            for lane in range(2)
+        ]
+        actions = rng.integers(env.num_actions, size=(1700, 2))
         ours = [episode for action in actions for episode in env.step(action).episodes]
-        rows = reference_game(game, lane_seeds.tolist(), actions, life_loss=False)
+        rows = reference_game(game, lane_seeds, actions, life_loss=False)
         expected = []
         totals, lengths, over = np.zeros(2), np.zeros(2, int), np.zeros(2, bool)
         for _, reward, terminated, truncated, _ in rows[1:]:
@@ -260,33 +263,54 @@ def test_state_and_restore_continue_the_very_same_game():
         assert ours.episodes == theirs.episodes
 
 
-def test_restore_refuses_actions_of_another_lane_count():
+def test_restore_is_exact_across_reseeded_lanes_and_lost_lives(monkeypatch):
+    # Short of 10,000 steps nothing would be seeded anew; 120 lets every lane be, at its own time.
+    monkeypatch.setattr(envs, "RESEED_STEPS", 120)
+    env, other = (make_atari("breakout", 3, preset="machado") for _ in range(2))
+    rng = np.random.default_rng(5)
+    env.reset((7, 2))
+    for checkpoint in range(3):
+        for _ in range(170):
+            env.step(rng.integers(4, size=3))
+        state = env.state()
+        other.restore(state)
+        np.testing.assert_array_equal(env.obs, other.obs)
+        for _ in range(100):
+            action = rng.integers(4, size=3)
+            ours, theirs = env.step(action), other.step(action)
+            for field in ("frame", "reward", "terminated", "boundary"):
+                np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
+            assert ours.episodes == theirs.episodes
+        assert checkpoint == 0 or state.reseeds.any()
+    assert (env.state().reseeds > 0).all()
+    assert len(set(env.state().lengths_steps.tolist())) > 1
+
+
+def test_reseeding_keeps_logs_short_and_episodes_whole(monkeypatch):
+    monkeypatch.setattr(envs, "RESEED_STEPS", 50)
+    env = make_env("CartPole-v1", 4)
+    records, _ = play(env, 3000)
+    played = sum(episode.length_steps for record in records for episode in record.episodes)
+    rows = sum((~record.boundary).sum() for record in records)
+    assert rows - played < 4 * 500  # all but the running episodes are accounted for
+    assert env.state().lengths_steps.max() < 50 + 200
+    other = make_env("CartPole-v1", 4)
+    other.restore(env.state())
+    np.testing.assert_array_equal(env.obs, other.obs)
+
+
+def test_restore_right_after_a_reset():
+    env, other = make_atari("pong", 2), make_atari("pong", 2)
+    env.reset(3)
+    other.restore(env.state())
+    np.testing.assert_array_equal(env.obs, other.obs)
+
+
+def test_restore_refuses_another_lane_count():
     env = make_atari("pong", 2)
     env.reset(0)
-    with pytest.raises(ValueError, match=r"state.actions must be \[steps, 3\], got shape \[0, 2\]"):
+    with pytest.raises(ValueError, match="state must be of 3 lanes, got 2"):
         make_atari("pong", 3).restore(env.state())
-
-
-def test_restart_cuts_episodes_into_boundary_rows_and_begins_new_ones():
-    env = make_atari("pong", 2)
-    play(env, 40)
-    last = env.obs.copy()
-    row = env.restart(9)
-    np.testing.assert_array_equal(row.frame, last[:, -1])
-    assert row.boundary.all()
-    assert not (row.terminated | row.truncated).any()
-    assert not row.reward.any()
-    assert not env.obs[:, :3].any()  # a fresh, zero-padded stack
-    assert not env.step(np.zeros(2, np.int64)).boundary.any()
-
-
-def test_restart_reports_an_episode_that_had_just_ended():
-    env = make_atari("pong", 1)
-    env.reset(0)
-    while not env.step(np.zeros(1, np.int64)).terminated[0]:
-        pass
-    (episode,) = env.restart(1).episodes
-    assert episode.episode_return == -21
 
 
 def test_the_colour_twin_plays_the_same_game():
