@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The ``fastdistill`` command: one function per subcommand, its docstring is the help.
+"""Policy distillation: train teachers, evaluate checkpoints.
+
+The ``fastdistill`` command: one function per subcommand, its docstring is the help.
 
 The only module that imports tyro. A subcommand prepares arguments and prints results; whatever
 can be called from Python lives elsewhere.
@@ -17,6 +19,8 @@ from typing import Any
 from fastdistill.checkpoints import CheckpointError, read_card
 from fastdistill.envs import make_env
 from fastdistill.evaluation import evaluate_env, record_gif
+from fastdistill.recipes import teacher_pqn as teacher_pqn_recipe
+from fastdistill.recipes.common import STOPPED_STATUS, TeacherResult, TrainingDiverged
 from fastdistill.statistics import summarize
 from fastdistill.teachers import checkpoint_path, load_teacher
 
@@ -80,7 +84,34 @@ def evaluate(
         print(f"  {gif}: an episode of {score:.0f}")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"evaluate": evaluate}
+def teacher_pqn(config: teacher_pqn_recipe.PqnConfig, resume: bool = False) -> int:
+    """Train a teacher by parallel Q-learning: no replay, the quickest.
+
+    Args:
+        config: The recipe's configuration.
+        resume: Continue the run in run_dir with the configuration stored there.
+    """
+    return _report_teacher(config.run_dir, teacher_pqn_recipe.train(config, resume=resume))
+
+
+def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
+    if result.stopped:
+        print(f"stopped at step {result.step:,} with a checkpoint; continue with --resume")
+        return STOPPED_STATUS
+    line = f"{run_dir}/teacher.json after {result.step:,} steps"
+    if result.evaluation:
+        mean = result.evaluation["mean"]
+        line += f": mean {mean['value']:.2f}, 95% [{mean['low']:.2f}, {mean['high']:.2f}]"
+        line += f" over {result.evaluation['episodes']} episodes"
+    print(line)
+    return 0
+
+
+Command = Callable[..., Any]
+COMMANDS: dict[str, Any] = {  # a dictionary in here is a group of commands
+    "evaluate": evaluate,
+    "teacher": {"pqn": teacher_pqn},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,15 +121,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError:
         print("fastdistill: the command line needs tyro: pip install 'tyro>=1.0'", file=sys.stderr)
         return 2
-    commands: dict[str, Callable[..., Any]] = dict(COMMANDS)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    program, commands = "fastdistill", dict(COMMANDS)
+    group = commands.get(words[0]) if words else None
+    if isinstance(group, dict):  # a second word chooses within the group
+        program, commands, words = f"fastdistill {words[0]}", dict(group), words[1:]
+    table = {name: _group_help(name) if isinstance(c, dict) else c for name, c in commands.items()}
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands, prog="fastdistill", description=__doc__, args=arguments
+        status = tyro.extras.subcommand_cli_from_dict(
+            table,
+            prog=program,
+            description=(__doc__ or "").split("\n", 1)[0],
+            args=words,
+            config=(tyro.conf.OmitArgPrefixes,),
         )
-    except (CheckpointError, ValueError, ImportError, FileNotFoundError) as error:
+    except (CheckpointError, ValueError, ImportError, FileNotFoundError, TrainingDiverged) as error:
         print(f"fastdistill: {error}", file=sys.stderr)
         return 2
-    return 0
+    return int(status or 0)
+
+
+def _group_help(name: str) -> Command:
+    def group() -> None:
+        """Never called: a group's name alone is handled in ``main``."""
+
+    group.__doc__ = f"One of {', '.join(COMMANDS[name])}."
+    return group
 
 
 if __name__ == "__main__":

@@ -417,7 +417,7 @@ def make_env(
 
 
 def observation_statistics(
-    env: LaneEnv, *, num_steps: int = 500, seed: int = 0
+    env: LaneEnv, *, num_steps: int = 500, seed: int | Sequence[int] = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of the frames that random play shows.
 
