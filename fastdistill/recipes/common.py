@@ -13,7 +13,7 @@ import random
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -23,9 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdistill.checkpoints import save_network, versions, write_checkpoint
+from fastdistill.checkpoints import load_network, save_network, versions, write_checkpoint
 from fastdistill.envs import EnvState, Episode, LaneEnv, engine_versions
+from fastdistill.evaluation import evaluate
 from fastdistill.networks import QNetwork
+from fastdistill.statistics import summarize
 
 Config = TypeVar("Config")
 
@@ -125,61 +127,92 @@ class StopRequest:
         self.requested = True
 
 
-@dataclass
-class EpisodeLog:
-    """Returns of the training episodes, and those not yet written to the metrics.
+class TrainingState:
+    """How far a training is: counters, recent returns, acting randomness, where the time goes.
 
     Attributes:
+        step: Agent steps taken, all lanes together.
+        updates: Gradient updates made.
+        best_return: Best recent mean of training returns that a teacher was saved at.
         recent: Returns of the last 50 episodes.
-        count: Episodes so far.
+        episodes: Episodes finished.
+        rng: Random numbers of acting (and, in PQN, of minibatches).
     """
 
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=50))
-    count: int = 0
-    _fresh: list[Episode] = field(default_factory=list)
+    def __init__(self, seed: int) -> None:
+        self.step = 0
+        self.updates = 0
+        self.best_return = float("-inf")
+        self.recent: deque[float] = deque(maxlen=50)
+        self.episodes = 0
+        self.rng = np.random.default_rng((seed, ACTING_STREAM))
+        self._fresh: list[Episode] = []
+        self._seconds: dict[str, float] = {}
+        self._begun = self._mark = self._recorded = time.perf_counter()
+        self._recorded_step = 0
 
-    def add(self, episodes: tuple[Episode, ...]) -> None:
-        """Take the episodes of a step."""
+    def add_episodes(self, episodes: tuple[Episode, ...]) -> None:
+        """Take the episodes that a step finished."""
         self.recent.extend(episode.episode_return for episode in episodes)
-        self.count += len(episodes)
+        self.episodes += len(episodes)
         self._fresh.extend(episodes)
 
     @property
-    def recent_mean(self) -> float | None:
+    def recent_return(self) -> float | None:
         """Mean of the recent returns once there are 20."""
         return float(np.mean(self.recent)) if len(self.recent) >= 20 else None
 
-    def metrics(self) -> dict[str, float]:
-        """Metrics of the episodes since the last call."""
-        values: dict[str, float] = {"charts/episodes": self.count}
-        if self._fresh:
-            values["charts/episodic_return"] = float(
-                np.mean([episode.episode_return for episode in self._fresh])
-            )
-            values["charts/episodic_length"] = float(
-                np.mean([episode.length_steps for episode in self._fresh])
-            )
-        self._fresh = []
-        return values
-
-
-@dataclass
-class Clock:
-    """Where the time goes: seconds by part since the last ``take``."""
-
-    _parts: dict[str, float] = field(default_factory=dict)
-    _mark: float = field(default_factory=time.perf_counter)
+    def reached(self, goal: float | None) -> bool:
+        """Whether the last 50 episodes average at least ``goal``."""
+        full = len(self.recent) == self.recent.maxlen
+        return goal is not None and full and float(np.mean(self.recent)) >= goal
 
     def lap(self, part: str) -> None:
-        """Count the time since the last lap as ``part``."""
+        """Count the time since the last lap as spent in ``part``."""
         now = time.perf_counter()
-        self._parts[part] = self._parts.get(part, 0.0) + now - self._mark
+        self._seconds[part] = self._seconds.get(part, 0.0) + now - self._mark
         self._mark = now
 
-    def take(self) -> dict[str, float]:
-        """The parts as metrics, and begin anew."""
-        parts, self._parts = self._parts, {}
-        return {f"time/{part}_seconds": seconds for part, seconds in parts.items()}
+    def metrics(self) -> dict[str, float]:
+        """What every recipe records, over the time since the last call."""
+        now = time.perf_counter()
+        values: dict[str, float] = {
+            "charts/episodes": self.episodes,
+            "charts/SPS": (self.step - self._recorded_step) / (now - self._recorded),
+            "time/updates": self.updates,
+            "time/wall_seconds": now - self._begun,
+            **{f"time/{part}_seconds": seconds for part, seconds in self._seconds.items()},
+        }
+        if self._fresh:
+            returns = [episode.episode_return for episode in self._fresh]
+            lengths = [episode.length_steps for episode in self._fresh]
+            values["charts/episodic_return"] = float(np.mean(returns))
+            values["charts/episodic_length"] = float(np.mean(lengths))
+        self._fresh, self._seconds = [], {}
+        self._recorded, self._recorded_step = now, self.step
+        return values
+
+    def card(self) -> dict[str, Any]:
+        """Everything to continue from, as plain JSON types."""
+        return {
+            "step": self.step,
+            "updates": self.updates,
+            "best_return": None if self.best_return == float("-inf") else self.best_return,
+            "recent_returns": list(self.recent),
+            "episodes": self.episodes,
+            "rng": self.rng.bit_generator.state,
+            "wall_seconds": time.perf_counter() - self._begun,
+        }
+
+    def restore(self, card: dict[str, Any]) -> None:
+        """The reverse of ``card``."""
+        self.step = self._recorded_step = card["step"]
+        self.updates = card["updates"]
+        self.best_return = float("-inf") if card["best_return"] is None else card["best_return"]
+        self.recent.extend(card["recent_returns"])
+        self.episodes = card["episodes"]
+        self.rng.bit_generator.state = card["rng"]
+        self._begun = time.perf_counter() - card["wall_seconds"]
 
 
 def seed_torch(seed: int, *, deterministic: bool) -> None:
@@ -260,9 +293,19 @@ def restore_network(network: QNetwork, tensors: dict[str, Tensor], prefix: str =
     )
 
 
-def save_teacher(run_dir: Path, network: QNetwork, env: LaneEnv, **card: Any) -> Path:
-    """Write the teacher of a run, ``run_dir/teacher.json`` and its weights."""
-    return save_network(
+def save_best(run_dir: Path, network: QNetwork, env: LaneEnv, at: TrainingState) -> None:
+    """Write ``run_dir/teacher.json`` if the recent training returns are the best so far.
+
+    Before there are 20 returns any network counts as the best.
+    """
+    recent = at.recent_return
+    if recent is None and at.best_return > float("-inf"):
+        return
+    if recent is not None:
+        if recent < at.best_return:
+            return
+        at.best_return = recent
+    save_network(
         run_dir / "teacher",
         network,
         {
@@ -270,9 +313,45 @@ def save_teacher(run_dir: Path, network: QNetwork, env: LaneEnv, **card: Any) ->
             "game": env.name,
             "action_meanings": list(env.action_meanings),
             "environment": env.settings,
-            **card,
+            "trained_steps": at.step,
+            "training_return": recent,
         },
     )
+
+
+def evaluate_teacher(
+    run_dir: Path,
+    game: str,
+    *,
+    episodes: int,
+    preset: str,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Play the run's teacher, write the score into its card and ``evaluation.json``.
+
+    Returns:
+        The score's summary as plain JSON types.
+    """
+    network, card = load_network(run_dir / "teacher")
+    record = evaluate(
+        network.to(device), game, episodes=episodes, preset=preset, seed=seed, device=device
+    )
+    summary = asdict(summarize(record.returns, game))
+    score = {**record.to_json(), "summary": summary}
+    kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
+    save_network(run_dir / "teacher", network, {**kept, "scores": [score]})
+    (run_dir / "evaluation.json").write_text(json.dumps(score, indent=2) + "\n")
+    return summary
+
+
+def evaluation_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """The summary of an evaluation as metrics."""
+    return {
+        "eval/return_mean": summary["mean"]["value"],
+        "eval/return_std": summary["std"],
+        "eval/episodes": summary["episodes"],
+    }
 
 
 def refuse_divergence(run_dir: Path, step: int, loss: float, batch: dict[str, Tensor]) -> None:

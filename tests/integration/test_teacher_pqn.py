@@ -185,7 +185,8 @@ def test_a_run_directory_is_not_overwritten_and_not_resumed_by_mistake(tmp_path,
 
 @pytest.mark.statistical
 def test_cartpole_is_learned(tmp_path, capsys):
-    # One fixed seed, deterministic on a machine. Of eight seeds tried seven ended at 500, one at 183.
+    # One fixed seed, deterministic on a machine. Of eight seeds tried seven ended at 500 and one
+    # at 183.
     arguments = {
         "run-dir": tmp_path / "run",
         "game": "CartPole-v1",
