@@ -1,0 +1,610 @@
+# SPDX-License-Identifier: MIT
+"""Prioritized experience replay for many actors and learners, without locks.
+
+The rows live in native memory (csrc/replay), one ring per environment stream. This module checks
+what comes in, keeps the output arrays that batches are copied into, and speaks torch.
+Source: Schaul et al. 2015, "Prioritized Experience Replay" (proportional variant).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastdistill import _core
+
+__all__ = ["PrioritizedReplay", "ReplayBatch", "RowPriorities"]
+
+_FIELDS = ("lanes", "frame", "action", "reward", "terminated", "truncated", "boundary", "priority")
+_MAX_BATCH = 1 << 20
+_STEP_BITS = 48
+
+ArrayLike = npt.ArrayLike | Tensor
+ColumnSpec = tuple[Sequence[int], str]
+
+
+class ReplayBatch(NamedTuple):
+    """Rows drawn by :meth:`PrioritizedReplay.sample`; B rows, all CPU tensors.
+
+    The tensors are yours for as long as you hold them, or anything made from them without a copy.
+    When nothing does any more, a later ``sample`` of the same thread writes over the memory.
+
+    Attributes:
+        obs: ``[B, stack, *frame_shape]``, or ``[B, *frame_shape]`` where ``stack`` is 1.
+        action: ``[B]`` int64.
+        reward: ``[B]`` float32, the discounted sum over the n-step window.
+        discount: ``[B]`` float32, what multiplies the value of ``next_obs``: ``discount**k`` after
+            k steps, 0 after a termination.
+        next_obs: like ``obs``, k steps later.
+        weight: ``[B]`` float32 importance weights.
+        id: ``[B]`` int64, (lane, step) of the row; never used again for another one.
+        task: ``[B]`` int64, index of the row's task.
+        columns: extra columns by name, ``[B, *shape]``, of the row's first step.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: Tensor
+    weight: Tensor
+    id: Tensor
+    task: Tensor
+    columns: dict[str, Tensor]
+
+
+class RowPriorities(NamedTuple):
+    """Priorities of all live rows, by lane and step.
+
+    Attributes:
+        id: ``[N]`` int64.
+        priority: ``[N]`` float64, as given (``priority_exponent`` undone), to about 6 digits.
+    """
+
+    id: Tensor
+    priority: Tensor
+
+
+class _Slab:
+    """Memory of one batch, lent to its tensors and known to be free when they are gone."""
+
+    def __init__(self, num_rows: int, spec: _RowSpec) -> None:
+        self.num_rows = num_rows
+        self._names = tuple(spec.columns)
+        shapes = [
+            (spec.obs_shape, spec.frame_dtype),
+            *(((), np.dtype(dtype)) for dtype in ("int64", "float32", "float32")),
+            (spec.obs_shape, spec.frame_dtype),
+            *(((), np.dtype(dtype)) for dtype in ("float32", "int64", "int64")),
+            *spec.columns.values(),
+        ]
+        self._arrays = [_array((num_rows, *shape), dtype) for shape, dtype in shapes]
+        self.native = _core.ReplayBatch(*self._arrays[:8], self._arrays[8:])
+        self._idle_references = self._references()
+
+    def _references(self) -> list[int]:
+        return [sys.getrefcount(array) for array in self._arrays]
+
+    def is_free(self) -> bool:
+        # A tensor made by from_numpy() keeps its array alive through its storage, and the storage
+        # lives as long as any view of it does, in Python, in numpy or in an autograd graph.
+        return self._references() == self._idle_references
+
+    def lend(self) -> ReplayBatch:
+        tensors = list(map(torch.from_numpy, self._arrays))
+        return ReplayBatch(*tensors[:8], dict(zip(self._names, tensors[8:], strict=True)))
+
+
+class _RowSpec(NamedTuple):
+    """Shapes and dtypes of one row."""
+
+    frame_shape: tuple[int, ...]
+    frame_dtype: np.dtype[Any]
+    obs_shape: tuple[int, ...]
+    columns: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+
+class PrioritizedReplay:
+    """A ring of the latest transitions of many environment streams, sampled by priority.
+
+    One lane per environment stream. At any time one thread may append to a lane, and any number of
+    threads may sample, update priorities and read; none of them waits for another.
+    docs/replay.md has the guarantees of each method.
+
+    Args:
+        capacity: environment steps kept, over all lanes; rounded up to a multiple of
+            ``num_lanes``. The last ``capacity / num_lanes`` steps of a lane can be sampled.
+        num_lanes: environment streams, at most 32768.
+        frame_shape: shape of what one step adds to the observation.
+        frame_dtype: its dtype, any that numpy and torch share.
+        stack: frames per observation. With 1 there is no stack dimension.
+        n_step: steps per return, 1 to 255.
+        discount: per step, in [0, 1].
+        priority_exponent: how much priorities matter, in [0, 1]; 0 is a uniform replay. A sequence
+            makes one sampler per entry, each with priorities of its own over the same rows.
+        columns: extra columns per step, ``{"teacher_logits": ((18,), "float32")}``.
+        seed: of the draws. One thread, one seed and the same calls give the same batches.
+        lanes_per_task: sizes of groups of consecutive lanes, adding up to ``num_lanes``; each is a
+            task to ``sample``. One task by default.
+        initial_priority: of steps appended without one. ``"max"``: the largest priority ever
+            given, 1 at first. ``"max_live"``: about the largest among live rows. Or a number > 0.
+        pad: what stands before an episode's first frame: ``"zero"`` or ``"first"`` (that frame).
+
+    Raises:
+        ValueError: an option out of range.
+        TypeError: a dtype that numpy or torch lacks.
+        MemoryError: the replay would not fit; the text says what it needs and what there is.
+
+    Example:
+        >>> replay = PrioritizedReplay(1000, 1, frame_shape=(4,), frame_dtype="float32", stack=1)
+        >>> for t in range(10):
+        ...     replay.append(np.full((1, 4), t, np.float32), [0], [1.0], [False], [False])
+        >>> batch = replay.sample(32)
+        >>> accepted = replay.update_priorities(batch.id, batch.reward.abs() + 0.1)
+        >>> tuple(batch.obs.shape), bool(accepted.all())
+        ((32, 4), True)
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        num_lanes: int,
+        *,
+        frame_shape: Sequence[int] = (84, 84),
+        frame_dtype: str = "uint8",
+        stack: int = 4,
+        n_step: int = 1,
+        discount: float = 0.99,
+        priority_exponent: float | Sequence[float] = 0.6,
+        columns: Mapping[str, ColumnSpec] | None = None,
+        seed: int = 0,
+        lanes_per_task: Sequence[int] | None = None,
+        initial_priority: Literal["max", "max_live"] | float = "max",
+        pad: Literal["zero", "first"] = "zero",
+    ) -> None:
+        lane_capacity = -(-_integer("capacity", capacity) // _integer("num_lanes", num_lanes))
+        self._spec = _row_spec(frame_shape, frame_dtype, _integer("stack", stack), columns or {})
+        exponents = np.atleast_1d(np.asarray(priority_exponent, np.float64)).tolist()
+        if pad not in ("zero", "first"):
+            raise ValueError(f"PrioritizedReplay: pad must be 'zero' or 'first', got {pad!r}")
+        policy, fixed_priority = _initial_priority(initial_priority)
+        options: dict[str, Any] = {
+            "lane_capacity_steps": lane_capacity,
+            "num_lanes": num_lanes,
+            "lanes_per_task": list(lanes_per_task or [num_lanes]),
+            "stack": stack,
+            "n_step": _integer("n_step", n_step),
+            "discount": discount,
+            "repeat_first_frame": pad == "first",
+            "priority_exponents": exponents,
+            "fixed_initial_priority": fixed_priority,
+        }
+        config = _core.ReplayConfig(
+            **options,
+            frame_bytes=_row_bytes(self._spec.frame_shape, self._spec.frame_dtype),
+            column_bytes=[_row_bytes(*column) for column in self._spec.columns.values()],
+            initial_priority=policy,
+            seed=_integer("seed", seed, least=0),
+        )
+        self._memory_bytes = config.required_bytes()
+        _require_memory(self._memory_bytes)
+        self._core = _core.Replay(config)
+        self._schema = json.dumps(
+            options
+            | {
+                "frame": [self._spec.frame_shape, self._spec.frame_dtype.name],
+                "columns": {n: [s, d.name] for n, (s, d) in self._spec.columns.items()},
+                "initial_priority": policy.name,
+            }
+        )
+        self._lane_capacity = lane_capacity
+        self._num_samplers = len(exponents)
+        self._num_tasks = len(options["lanes_per_task"])
+        self._lanes = np.arange(num_lanes)
+        self._slabs = threading.local()
+
+    @property
+    def capacity(self) -> int:
+        """Steps that can be sampled at most, over all lanes."""
+        return self._lane_capacity * len(self._lanes)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Native memory of the full replay; it is taken as steps come in."""
+        return self._memory_bytes
+
+    def __len__(self) -> int:
+        """Rows that can be sampled now."""
+        return self._core.live_rows()
+
+    def append(
+        self,
+        frame: ArrayLike,
+        action: ArrayLike,
+        reward: ArrayLike,
+        terminated: ArrayLike,
+        truncated: ArrayLike,
+        *,
+        boundary: ArrayLike | None = None,
+        priority: ArrayLike | None = None,
+        lanes: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        **columns: ArrayLike,
+    ) -> None:
+        """Appends one environment step to each lane.
+
+        A row can be sampled once its n-step window is complete: after ``n_step`` more steps, or
+        one step after the step that ended or cut the return.
+
+        Args:
+            frame: ``[L, *frame_shape]``, newest part of the observation the action was chosen on.
+            action: ``[L]`` integers.
+            reward: ``[L]``, what the action brought; stored as float32.
+            terminated: ``[L]`` bool: no return goes past this step. Without a boundary after it (a
+                lost life) that is all; stacks go on.
+            truncated: ``[L]`` bool: returns stop here and bootstrap from the next observation.
+            boundary: ``[L]`` bool, all False by default: ``frame`` is an episode's final
+                observation. It serves as ``next_obs`` only, its other values are ignored, and the
+                lane's next step begins an episode.
+            priority: ``[L]`` >= 0, of these rows when they become live.
+            lanes: ``[L]`` the lanes written, all by default. Threads that append at the same time
+                must name different ones.
+            **columns: ``[L, *shape]`` per extra column.
+
+        Raises:
+            ValueError: a wrong shape, a priority that is not finite and >= 0, a missing column or
+                a lane that is being written.
+            TypeError: a dtype that does not fit.
+            IndexError: a lane that does not exist.
+            In each case nothing was appended.
+        """
+        lane_array = self._lanes if lanes is None else _rows("lanes", lanes, None, np.int64)
+        rows = (len(lane_array),)
+        if columns.keys() != self._spec.columns.keys():
+            raise ValueError(
+                f"append: columns must be {sorted(self._spec.columns)}, got {sorted(columns)}"
+            )
+        self._core.append(
+            lane_array,
+            _rows("frame", frame, rows + self._spec.frame_shape, self._spec.frame_dtype),
+            _rows("action", action, rows, np.int64),
+            _rows("reward", reward, rows, np.float32),
+            _rows("terminated", terminated, rows, np.bool_),
+            _rows("truncated", truncated, rows, np.bool_),
+            None if boundary is None else _rows("boundary", boundary, rows, np.bool_),
+            None if priority is None else _rows("priority", priority, rows, np.float32),
+            [
+                _rows(name, columns[name], rows + shape, dtype)
+                for name, (shape, dtype) in self._spec.columns.items()
+            ],
+        )
+
+    def sample(
+        self,
+        batch_size: int,
+        importance_exponent: float = 0.4,
+        *,
+        task_weights: Literal["balanced"] | Sequence[float] | None = None,
+        stratified: bool = True,
+        weight_normalization: Literal["batch", "global", "none"] = "batch",
+        sampler: int = 0,
+    ) -> ReplayBatch:
+        """Draws rows with probability ``priority**priority_exponent`` over the sum of all.
+
+        Args:
+            batch_size: rows to draw, with replacement, at most 2**20.
+            importance_exponent: of the weights ``(N P(i))**-importance_exponent``, in [0, 1].
+            task_weights: shares of the tasks in the batch. By default they follow from the
+                priorities; ``"balanced"`` gives all tasks the same. Given shares are taken as
+                wanted: weights then correct for the priorities within each task.
+            stratified: one row from each of ``batch_size`` equal parts of the sum, rather than
+                independent draws. Less variance, the same probabilities.
+            weight_normalization: ``"batch"`` divides the weights by their largest, ``"global"`` by
+                (nearly) the largest of any live row, ``"none"`` leaves them.
+            sampler: which entry of ``priority_exponent``.
+
+        Returns:
+            The batch; pinned memory where CUDA is present.
+
+        Raises:
+            ValueError: an argument out of range.
+            IndexError: no such sampler.
+            RuntimeError: no row to draw.
+        """
+        if not 1 <= _integer("batch_size", batch_size, function="sample") <= _MAX_BATCH:
+            raise ValueError(f"sample: batch_size must be in [1, {_MAX_BATCH}], got {batch_size}")
+        if not 0.0 <= importance_exponent <= 1.0:
+            raise ValueError(
+                f"sample: importance_exponent must be in [0, 1], got {importance_exponent}"
+            )
+        if weight_normalization not in _NORMALIZATIONS:
+            raise ValueError(
+                f"sample: weight_normalization must be one of {sorted(_NORMALIZATIONS)}, "
+                f"got {weight_normalization!r}"
+            )
+        slab = self._free_slab(batch_size)
+        self._core.sample(
+            self._sampler("sample", sampler),
+            slab.native,
+            importance_exponent,
+            stratified,
+            _NORMALIZATIONS[weight_normalization],
+            self._task_weights(task_weights),
+        )
+        return slab.lend()
+
+    def update_priorities(self, id: Tensor, priority: Tensor, *, sampler: int = 0) -> Tensor:
+        """Gives rows new priorities; rows that are gone stay gone.
+
+        Args:
+            id: ``[B]`` int64, from this buffer's batches, of any age. The last of equal ids wins.
+            priority: ``[B]`` finite and >= 0. A row of priority 0 is not drawn until it gets
+                another (unless ``priority_exponent`` is 0).
+            sampler: which entry of ``priority_exponent``.
+
+        Returns:
+            ``[B]`` bool: False where the row had been overwritten, and nothing was changed.
+
+        Raises:
+            ValueError: a wrong shape, or a priority that is not finite and >= 0.
+            TypeError: ids that are not int64, or priorities that are not floating point.
+            IndexError: an id that this buffer has not issued.
+            In each case no priority was changed.
+        """
+        id = _vector("update_priorities", "id", id, torch.int64)
+        priority = _vector("update_priorities", "priority", priority, torch.float32)
+        if id.shape != priority.shape:
+            raise ValueError(
+                f"update_priorities: priority must have the shape of id, {tuple(id.shape)}, "
+                f"got {tuple(priority.shape)}"
+            )
+        num_rows = id.shape[0]
+        accepted = torch.empty(num_rows, dtype=torch.bool)
+        self._core.update(
+            self._sampler("update_priorities", sampler),
+            id.data_ptr(),
+            priority.data_ptr(),
+            accepted.data_ptr(),
+            num_rows,
+        )
+        return accepted
+
+    def read(self, id: Tensor) -> ReplayBatch:
+        """Returns the rows of these ids, with weight 1.
+
+        Raises:
+            IndexError: a row that is not live, or an id that this buffer has not issued.
+        """
+        id = _vector("read", "id", id, torch.int64)
+        slab = self._free_slab(id.shape[0])
+        self._core.read(id.numpy(), slab.native)
+        return slab.lend()
+
+    def clear(self) -> None:
+        """Drops all rows; ids go on. To other threads it is an append to every lane."""
+        self._core.clear()
+
+    def priorities(self, *, sampler: int = 0) -> RowPriorities:
+        """Returns the ids and priorities of all live rows, about 10 ns each."""
+        row_id, priority = self._core.priorities(self._sampler("priorities", sampler))
+        return RowPriorities(torch.from_numpy(row_id), torch.from_numpy(priority))
+
+    def statistics(self, *, sampler: int = 0) -> dict[str, float]:
+        """Returns counts since construction.
+
+        ``live_rows``; ``appended_steps``; ``stale_updates``: priority updates refused, their rows
+        being gone; ``redraws``: rows drawn again, being overwritten or changed at that moment;
+        ``scans``: rows drawn by a pass over all leaves, after 64 redraws; ``clamped_weights``:
+        priorities whose power left the range 9.5e-7 to 4096; ``max_priority``: largest so far.
+        """
+        return self._core.statistics(self._sampler("statistics", sampler))
+
+    def check_valid(self) -> None:
+        """Compares every sum, census and counter with the leaves, while no other thread runs.
+
+        Raises:
+            RuntimeError: they disagree, which is a defect of this library.
+        """
+        if wrong := self._core.check_valid():
+            raise RuntimeError(f"check_valid: the replay must agree with itself, got {wrong}")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes rows, priorities and the random state; other threads may go on meanwhile.
+
+        The file appears under its name when complete and on disk, in one step.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                self._core.save(file.fileno(), self._schema)
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Replaces the content by a snapshot's. No other thread may use the replay meanwhile.
+
+        Raises:
+            ValueError: the file is damaged, or of a replay with other options; nothing changed.
+            OSError: the file cannot be read.
+        """
+        with Path(path).open("rb") as file:
+            self._core.load(file.fileno(), self._schema)
+
+    @staticmethod
+    def decode_id(id: Tensor) -> tuple[Tensor, Tensor]:
+        """Splits ids into lanes and steps, int64 like ``id``."""
+        return id >> _STEP_BITS, id & ((1 << _STEP_BITS) - 1)
+
+    def _sampler(self, function: str, sampler: int) -> int:
+        if not 0 <= sampler < self._num_samplers:
+            raise IndexError(
+                f"{function}: sampler must be in [0, {self._num_samplers}), got {sampler}"
+            )
+        return sampler
+
+    def _task_weights(self, weights: str | Sequence[float] | None) -> list[float]:
+        if weights is None:
+            return []
+        if isinstance(weights, str):
+            if weights != "balanced":
+                raise ValueError(
+                    f"sample: task_weights must be 'balanced' or one number per task, "
+                    f"got {weights!r}"
+                )
+            return [1.0] * self._num_tasks
+        # An empty list would mean "no weights" behind the binding.
+        return list(weights) or [math.nan]
+
+    def _free_slab(self, num_rows: int) -> _Slab:
+        """A slab of this thread that nobody holds a tensor of, else a new one."""
+        slabs: list[_Slab] | None = getattr(self._slabs, "list", None)
+        if slabs is None:
+            slabs = self._slabs.list = []
+        for slab in slabs:
+            if slab.num_rows == num_rows and slab.is_free():
+                return slab
+        slab = _Slab(num_rows, self._spec)
+        slabs.append(slab)
+        if len(slabs) > _SLABS_KEPT:
+            del slabs[0]
+        return slab
+
+
+# Two serve a loop that drops a batch when it gets the next; four, two such loops or batch sizes.
+_SLABS_KEPT = 4
+_NORMALIZATIONS = {
+    "batch": _core.WeightNormalization.batch,
+    "global": _core.WeightNormalization.__members__["global"],
+    "none": _core.WeightNormalization.none,
+}
+
+
+def _array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if torch.cuda.is_available():
+        size = _row_bytes(shape, dtype)
+        pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return pinned.numpy().view(dtype).reshape(shape)
+    return np.empty(shape, dtype)
+
+
+def _row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _integer(name: str, value: int, *, least: int = 1, function: str = "PrioritizedReplay") -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{function}: {name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{function}: {name} must be >= {least}, got {value}")
+    return int(value)
+
+
+def _row_spec(
+    frame_shape: Sequence[int], frame_dtype: str, stack: int, columns: Mapping[str, ColumnSpec]
+) -> _RowSpec:
+    frame = _shape_and_dtype("frame_shape", frame_shape, frame_dtype)
+    named = {}
+    for name, column in columns.items():
+        if name in _FIELDS or not name.isidentifier():
+            raise ValueError(
+                f"PrioritizedReplay: columns must have names other than {_FIELDS}, got {name!r}"
+            )
+        named[name] = _shape_and_dtype(f"columns[{name!r}]", *column)
+    obs_shape = frame[0] if stack == 1 else (stack, *frame[0])
+    return _RowSpec(*frame, obs_shape, named)
+
+
+def _shape_and_dtype(
+    name: str, shape: Sequence[int], dtype: str
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    sizes = tuple(_integer(name, size) for size in shape)
+    try:
+        parsed = np.dtype(dtype)
+        torch.from_numpy(np.empty(0, parsed))
+    except TypeError as error:
+        raise TypeError(
+            f"PrioritizedReplay: the dtype of {name} must be one of numpy and torch, got {dtype!r}"
+        ) from error
+    return sizes, parsed
+
+
+def _initial_priority(value: str | float) -> tuple[_core.InitialPriority, float]:
+    if value == "max":
+        return _core.InitialPriority.max, 1.0
+    if value == "max_live":
+        return _core.InitialPriority.max_live, 1.0
+    if isinstance(value, str):
+        raise ValueError(
+            f"PrioritizedReplay: initial_priority must be 'max', 'max_live' or a number, "
+            f"got {value!r}"
+        )
+    return _core.InitialPriority.fixed, value
+
+
+def _rows(
+    name: str, value: ArrayLike, shape: tuple[int, ...] | None, dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """One argument of append as a contiguous array, or the reason why it cannot be one."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if array.shape != shape and (shape is not None or array.ndim != 1):
+        raise ValueError(f"append: {name} must have shape {shape or '[L]'}, got {array.shape}")
+    if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise TypeError(f"append: {name} must have dtype {np.dtype(dtype)}, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype)
+
+
+def _vector(function: str, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous CPU vector; floating point is converted, integers must be exact."""
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value)
+    if value.dtype != dtype and not (value.is_floating_point() and dtype.is_floating_point):
+        raise TypeError(f"{function}: {name} must be {dtype}, got {value.dtype}")
+    if value.ndim != 1:
+        raise ValueError(f"{function}: {name} must have shape [B], got {tuple(value.shape)}")
+    return value.detach().to("cpu", dtype).contiguous()
+
+
+def _require_memory(needed: int) -> None:
+    available = _available_memory_bytes()
+    if needed > available:
+        raise MemoryError(
+            f"PrioritizedReplay: capacity must fit in memory, got {needed / 1e9:.2f} GB needed "
+            f"and {available / 1e9:.2f} GB available"
+        )
+
+
+def _available_memory_bytes() -> float:
+    """What the machine and this process's control group (a container's limit) leave."""
+    available = math.inf
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        available = min(available, int(text) - int(used.read_text()))
+    return available
