@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT
+#include "bindings/loss_arguments.h"
+
+#include <cstring>
+#include <string>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace py = pybind11;
+
+namespace fastdistill {
+namespace {
+// glibc's largest mmap threshold: every block above it is mapped afresh.
+constexpr std::uintptr_t kRecycledBytes = std::uintptr_t{32} << 20;
+}  // namespace
+
+Reduction reduction_of(py::handle value, const char* function, bool with_batchmean) {
+  const char* text = PyUnicode_Check(value.ptr()) ? PyUnicode_AsUTF8(value.ptr()) : nullptr;
+  if (text != nullptr) {
+    if (with_batchmean && std::strcmp(text, "batchmean") == 0) return Reduction::kBatchMean;
+    if (std::strcmp(text, "mean") == 0) return Reduction::kMean;
+    if (std::strcmp(text, "sum") == 0) return Reduction::kSum;
+    if (std::strcmp(text, "none") == 0) return Reduction::kNone;
+  }
+  PyErr_Clear();
+  raise_value(function, "reduction",
+              with_batchmean ? "be 'none', 'sum', 'mean' or 'batchmean'" : "be 'none', 'sum' or 'mean'",
+              repr_of(value));
+}
+
+double number(py::handle value, const char* function, const char* argument) {
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number == -1.0 && PyErr_Occurred()) {
+    PyErr_Clear();
+    raise_type(function, argument, "be a number", repr_of(value));
+  }
+  return number;
+}
+
+void check_shape(const dlpack::Tensor& tensor, const dlpack::Tensor& reference,
+                 const char* reference_name, ArgumentName name) {
+  if (tensor.dimensions == 2 && tensor.shape[0] == reference.shape[0] &&
+      tensor.shape[1] == reference.shape[1]) {
+    return;
+  }
+  const std::string constraint =
+      std::string("have the shape of ") + reference_name + " " + shape_text(reference);
+  raise_value(name.function, name.argument, constraint.c_str(), shape_text(tensor));
+}
+
+void check_matrix(const dlpack::Tensor& tensor, ArgumentName name) {
+  if (tensor.dimensions != 2) {
+    raise_value(name.function, name.argument, "be [batch, actions]", shape_text(tensor));
+  }
+}
+
+bool has_adjacent_columns(const dlpack::Tensor& tensor) {
+  return tensor.strides == nullptr || tensor.shape[1] < 2 || tensor.strides[1] == 1;
+}
+
+std::int64_t row_stride(const dlpack::Tensor& tensor) {
+  return tensor.strides == nullptr ? tensor.shape[1] : tensor.strides[0];
+}
+
+dlpack::Tensor with_adjacent_columns(const dlpack::Tensor& view, py::handle object,
+                                     py::object& owner, ArgumentName name) {
+  if (has_adjacent_columns(view)) return view;
+  owner = object.attr("contiguous")();
+  return view_of(owner, name);
+}
+
+void check_rows(const dlpack::Tensor& tensor, const dlpack::Tensor& reference, ArgumentName name) {
+  if (tensor.dimensions == 1 && tensor.shape[0] == reference.shape[0]) return;
+  const std::string constraint = "be [" + std::to_string(reference.shape[0]) + "], one per row";
+  raise_value(name.function, name.argument, constraint.c_str(), shape_text(tensor));
+}
+
+const void* row_values(py::handle values, const dlpack::Tensor& reference,
+                       const char* reference_name, bool float64, py::object& owner,
+                       ArgumentName name) {
+  if (values.is_none()) return nullptr;
+  const dlpack::Tensor view = view_of(values, name);
+  float_dtype(view, name);
+  check_rows(view, reference, name);
+  check_same_device(view, reference, reference_name, name);
+  const bool adjacent = view.strides == nullptr || view.shape[0] < 2 || view.strides[0] == 1;
+  if (adjacent && view.dtype.bits == (float64 ? 64 : 32)) return view.data;
+  const Torch& torch = torch_api();
+  owner = values.attr("to")(py::handle(float64 ? torch.float64 : torch.float32)).attr("contiguous")();
+  return view_of(owner, name).data;
+}
+
+py::object new_tensor(const dlpack::Tensor& like, py::handle like_object, bool float64,
+                      std::int64_t length) {
+  const Torch& torch = torch_api();
+  py::object shape = length < 0 ? py::object(py::tuple(0)) : py::object(py::make_tuple(length));
+  PyObject* dtype = float64 ? torch.float64 : torch.float32;
+  PyObject* result;
+  if (like.device.type == dlpack::kCpu) {
+    static PyObject* const names = PyTuple_Pack(1, PyUnicode_InternFromString("dtype"));
+    PyObject* arguments[] = {shape.ptr(), dtype};
+    result = PyObject_Vectorcall(torch.empty, arguments, 1, names);
+  } else {
+    static PyObject* const names = PyTuple_Pack(2, PyUnicode_InternFromString("dtype"),
+                                                PyUnicode_InternFromString("device"));
+    const py::object device = like_object.attr("device");
+    PyObject* arguments[] = {shape.ptr(), dtype, device.ptr()};
+    result = PyObject_Vectorcall(torch.empty, arguments, 1, names);
+  }
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+py::object empty_like(py::handle object) {
+  PyObject* argument = object.ptr();
+  PyObject* result = PyObject_Vectorcall(torch_api().empty_like, &argument, 1, nullptr);
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+void prepare_large_result(const dlpack::Tensor& tensor) {
+#if defined(__linux__)
+  constexpr std::uintptr_t page = std::uintptr_t{1} << 21;
+  if (tensor.device.type != dlpack::kCpu) return;
+  const auto bytes = static_cast<std::uintptr_t>(tensor.shape[0] * tensor.shape[1]) * tensor.dtype.bits / 8;
+  const auto start = reinterpret_cast<std::uintptr_t>(tensor.data);
+  const std::uintptr_t begin = (start + page - 1) / page * page;
+  const std::uintptr_t end = (start + bytes) / page * page;
+  // Smaller blocks are recycled by malloc with their pages. Advice only: where the kernel declines,
+  // the pages are small as before.
+  if (bytes > kRecycledBytes && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)tensor;
+#endif
+}
+
+}  // namespace fastdistill

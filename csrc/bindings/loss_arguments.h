@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// What the losses' entries share: reading options and matrices, and allocating results.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "bindings/tensor_view.h"
+
+namespace fastdistill {
+
+// Below this many elements the work is shorter than giving the interpreter away and back.
+inline constexpr std::int64_t kReleaseGilElements = 16384;
+
+enum class Reduction : int { kNone, kSum, kMean, kBatchMean };
+
+Reduction reduction_of(pybind11::handle value, const char* function, bool with_batchmean);
+double number(pybind11::handle value, const char* function, const char* argument);
+
+void check_matrix(const dlpack::Tensor& tensor, ArgumentName name);
+void check_shape(const dlpack::Tensor& tensor, const dlpack::Tensor& reference,
+                 const char* reference_name, ArgumentName name);
+void check_rows(const dlpack::Tensor& tensor, const dlpack::Tensor& reference, ArgumentName name);
+bool has_adjacent_columns(const dlpack::Tensor& tensor);
+std::int64_t row_stride(const dlpack::Tensor& tensor);
+
+// A tensor whose rows the kernels can read: itself, or a copy that `owner` keeps alive.
+dlpack::Tensor with_adjacent_columns(const dlpack::Tensor& view, pybind11::handle object,
+                                     pybind11::object& owner, ArgumentName name);
+
+// One value per row of `reference` as adjacent values of float64 or float32; null for None.
+const void* row_values(pybind11::handle values, const dlpack::Tensor& reference,
+                       const char* reference_name, bool float64, pybind11::object& owner,
+                       ArgumentName name);
+
+// An uninitialised vector of `length`, or a scalar where length is negative, on the device of `like`.
+pybind11::object new_tensor(const dlpack::Tensor& like, pybind11::handle like_object, bool float64,
+                            std::int64_t length);
+pybind11::object empty_like(pybind11::handle object);
+
+// Asks for huge pages under a large result before its first touch: without, most of the time of a
+// large batch goes into page faults.
+void prepare_large_result(const dlpack::Tensor& tensor);
+
+}  // namespace fastdistill

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+// Arguments of td_loss, as distill_binding.cpp for the distillation losses.
+#include <string>
+
+#include "bindings/cuda_bridge.h"
+#include "bindings/loss_arguments.h"
+#include "bindings/loss_binding.h"
+#include "losses/cpu_dispatch.h"
+
+namespace py = pybind11;
+
+namespace fastdistill {
+namespace {
+
+constexpr const char* kFunction = "td_loss";
+
+const std::int64_t* read_actions(py::handle action, const dlpack::Tensor& q, py::object& owner) {
+  const ArgumentName name{kFunction, "action"};
+  dlpack::Tensor view = view_of(action, name);
+  if (view.dtype.code != dlpack::kInt || view.dtype.bits != 64) {
+    raise_type(kFunction, "action", "be int64", repr_of(action.attr("dtype")));
+  }
+  check_rows(view, q, name);
+  check_same_device(view, q, "q", name);
+  if (view.strides != nullptr && view.shape[0] > 1 && view.strides[0] != 1) {
+    owner = action.attr("contiguous")();
+    view = view_of(owner, name);
+  }
+  return static_cast<const std::int64_t*>(view.data);
+}
+
+void launch(const TdArgs& args, const dlpack::Tensor& q) {
+  if (q.device.type == dlpack::kCuda) {
+    td_on_cuda(args, q.device.index);
+    return;
+  }
+  const std::int64_t bad_row = td_cpu(args);
+  if (bad_row < 0) return;
+  const std::string constraint = "be in [0, " + std::to_string(args.actions) + ")";
+  raise(PyExc_IndexError, kFunction, "action", constraint.c_str(),
+        std::to_string(args.action[bad_row]) + " in row " + std::to_string(bad_row));
+}
+
+// (loss, td_abs, grad or None)
+py::tuple td(int kind, py::handle q, py::handle action, py::handle target, py::handle weight,
+             py::handle reduction_name, bool with_grad) {
+  const ArgumentName q_name{kFunction, "q"};
+  const dlpack::Tensor given = view_of(q, q_name);
+  check_matrix(given, q_name);
+  if (given.dtype.code != dlpack::kFloat || given.dtype.bits < 32) {
+    raise_type(kFunction, "q", "be float64 or float32", repr_of(q.attr("dtype")));
+  }
+  py::object q_owner;
+  py::object action_owner;
+  py::object target_owner;
+  py::object weight_owner;
+  const dlpack::Tensor rows = with_adjacent_columns(given, q, q_owner, q_name);
+  const bool float64 = given.dtype.bits == 64;
+  const Reduction reduction = reduction_of(reduction_name, kFunction, false);
+  TdArgs args;
+  args.kind = static_cast<TdKind>(kind);
+  args.batch = given.shape[0];
+  args.actions = given.shape[1];
+  args.q = {rows.data, float_dtype(rows, q_name), row_stride(rows)};
+  args.action = read_actions(action, given, action_owner);
+  args.target = row_values(target, given, "q", float64, target_owner, {kFunction, "target"});
+  if (args.target == nullptr) raise_type(kFunction, "target", "be a torch.Tensor", "None");
+  args.weight = row_values(weight, given, "q", float64, weight_owner, {kFunction, "weight"});
+  args.scale = reduction == Reduction::kMean && args.batch > 0 ? 1.0 / static_cast<double>(args.batch) : 1.0;
+
+  const bool per_row = reduction == Reduction::kNone;
+  py::object loss = new_tensor(given, q, float64, per_row ? args.batch : -1);
+  py::object td_abs = new_tensor(given, q, float64, args.batch);
+  py::object grad = py::none();
+  (per_row ? args.row_loss : args.loss) = view_of(loss, {kFunction, "loss"}).data;
+  args.td_abs = view_of(td_abs, {kFunction, "td_abs"}).data;
+  if (with_grad) {
+    grad = empty_like(q_owner ? py::handle(q_owner) : q);
+    dlpack::Tensor view = view_of(grad, {kFunction, "grad"});
+    if (view.shape[0] > 1 && row_stride(view) != view.shape[1]) {
+      grad = grad.attr("contiguous")();
+      view = view_of(grad, {kFunction, "grad"});
+    }
+    args.grad = view.data;
+  }
+  launch(args, given);
+  return py::make_tuple(std::move(loss), std::move(td_abs), std::move(grad));
+}
+
+}  // namespace
+
+void register_td(py::module_& m) {
+  m.def("td", &td, "(loss, td_abs, grad or None) of td_loss; see fastdistill.losses.");
+}
+
+}  // namespace fastdistill

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// The losses on the CPU: chooses the instruction set once, splits rows over threads, and adds the
+// parts in a fixed order, so that a result never depends on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "losses/loss_args.h"
+
+namespace fastdistill {
+
+// Bytes at the start of a row's scratch array are aligned for every vector width.
+constexpr std::int64_t wide_row_elements(std::int64_t actions) { return (actions + 15) / 16 * 16; }
+constexpr int kWideRowArrays = 6;
+
+void distill_cpu(const DistillArgs& args);
+
+// Returns -1, or the first row whose action is outside [0, actions); then nothing was written.
+std::int64_t td_cpu(const TdArgs& args);
+
+// "baseline", "avx2" or "avx512": the best this CPU runs, or what FASTDISTILL_CPU asks for.
+// Throws std::invalid_argument where the CPU cannot run what was asked for.
+const char* cpu_isa();
+
+}  // namespace fastdistill

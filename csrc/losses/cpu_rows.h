@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: MIT
+// The distillation losses over a block of vectors: either one row per lane (few actions) or one row
+// spread over all lanes (many). Both layouts run the same passes; they differ in how a row's values
+// are reduced and in whether the last vector is full.
+#pragma once
+
+#include "losses/loss_args.h"
+#include "losses/row_math.h"
+#include "losses/simd.h"
+
+namespace fastdistill {
+inline namespace FASTDISTILL_ISA {
+
+// Lane i is row i, vector j is action j: a reduction over actions is vertical and done already.
+template <class M>
+struct RowPerLane {
+  using V = typename M::V;
+  using Mask = typename M::Mask;
+  static FASTDISTILL_HD V load(const typename M::Real* p, int64_t, typename M::Real) { return M::load(p); }
+  static FASTDISTILL_HD void store(typename M::Real* p, int64_t, V v) { M::store(p, v); }
+  static FASTDISTILL_HD V sum(V v) { return v; }
+  static FASTDISTILL_HD V max(V v) { return v; }
+  static FASTDISTILL_HD Mask first(Mask hit, Mask found) { return hit & ~found; }
+  static FASTDISTILL_HD Mask any(Mask mask) { return mask; }
+};
+
+// One row: vector j holds the actions j * lanes ..., and the last vector may be partly empty.
+template <class M>
+struct RowAcrossLanes {
+  using V = typename M::V;
+  using Mask = typename M::Mask;
+  static FASTDISTILL_HD V load(const typename M::Real* p, int64_t left, typename M::Real fill) {
+    return left >= M::kLanes ? M::load(p) : M::load_first(p, left, fill);
+  }
+  static FASTDISTILL_HD void store(typename M::Real* p, int64_t left, V v) {
+    left >= M::kLanes ? M::store(p, v) : M::store_first(p, left, v);
+  }
+  static FASTDISTILL_HD V sum(V v) { return M::broadcast(horizontal_sum<M>(v)); }
+  static FASTDISTILL_HD V max(V v) { return M::broadcast(horizontal_max<M>(v)); }
+  static FASTDISTILL_HD Mask first(Mask hit, Mask found) {
+    Mask first{};
+    if (!M::any(hit)) return first;
+    for (int i = 0; i < M::kLanes; ++i) {
+      if (found[i] != 0) break;
+      if (hit[i] == 0) continue;
+      first[i] = -1;
+      break;
+    }
+    return first;
+  }
+  static FASTDISTILL_HD Mask any(Mask mask) {
+    return M::any(mask) ? ~Mask{} : Mask{};
+  }
+};
+
+template <class M>
+struct RowBlock {
+  using Real = typename M::Real;
+  const Real* student;  // logits, masked actions -inf
+  const Real* teacher;
+  int64_t elements;     // lanes * actions, or the actions of the one row
+  // Scratch of `elements` each, rounded up to whole vectors. What they hold depends on the kind.
+  Real* first;
+  Real* second;
+  Real* third;
+  Real* fourth;
+  Real* grad;  // may be where the gradient belongs; null = loss only
+};
+
+template <class M>
+struct RowSettings {
+  using Real = typename M::Real;
+  Factor<Real> student_factor;
+  Factor<Real> teacher_factor;
+  Real beta;
+  Real student_scale;  // reduction scale / student_temperature, on the gradient
+
+  explicit RowSettings(const DistillArgs& args)
+      : student_factor(args.student_temperature),
+        teacher_factor(args.temperature),
+        beta(static_cast<Real>(args.beta)),
+        student_scale(static_cast<Real>(args.scale / args.student_temperature)) {}
+};
+
+// Sums over a long row are kept in strips: an error grows with the length of a chain of additions.
+inline constexpr int64_t kStripVectors = 64;
+
+template <class M, LossKind kind, class Layout>
+struct RowKernel {
+  using V = typename M::V;
+  using Mask = typename M::Mask;
+  using Real = typename M::Real;
+  using F = RowMath<M>;
+
+  // Row losses without weight; also writes weight * scale times the gradient.
+  static FASTDISTILL_HD V run(const RowBlock<M>& rows, const RowSettings<M>& settings, V weight) {
+    if constexpr (kind == LossKind::kMse) {
+      return squared_errors(rows, settings, weight);
+    } else {
+      return divergence(rows, settings, weight);
+    }
+  }
+
+ private:
+  static FASTDISTILL_HD V squared_errors(const RowBlock<M>& rows, const RowSettings<M>& settings,
+                                         V weight) {
+    V sum{};
+    const V factor = weight * (settings.student_scale * Real(2));
+    const Mask silent = weight == V{};
+    for (int64_t strip = 0; strip < rows.elements; strip += kStripVectors * M::kLanes) {
+      V part{};
+      const int64_t end = strip_end(strip, rows.elements);
+      for (int64_t i = strip; i < end; i += M::kLanes) {
+        const int64_t left = rows.elements - i;
+        const V difference = F::mse_difference(Layout::load(rows.student + i, left, Real(0)),
+                                               Layout::load(rows.teacher + i, left, Real(0)));
+        part = M::multiply_add(difference, difference, part);
+        if (rows.grad) Layout::store(rows.grad + i, left, silent ? V{} : factor * difference);
+      }
+      sum += part;
+    }
+    return silent ? V{} : Layout::sum(sum);
+  }
+
+  static FASTDISTILL_HD int64_t strip_end(int64_t strip, int64_t elements) {
+    const int64_t end = strip + kStripVectors * M::kLanes;
+    return end < elements ? end : elements;
+  }
+
+  static FASTDISTILL_HD V divergence(const RowBlock<M>& rows, const RowSettings<M>& settings,
+                                     V weight) {
+    V max_s = F::minus_infinity();
+    V max_t = F::minus_infinity();
+    for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
+      const V s = Layout::load(rows.student + i, rows.elements - i, -M::infinity());
+      const V t = Layout::load(rows.teacher + i, rows.elements - i, -M::infinity());
+      max_s = s > max_s ? s : max_s;
+      max_t = t > max_t ? t : max_t;
+    }
+    max_s = Layout::max(max_s);
+    max_t = Layout::max(max_t);
+
+    const Sums sums = exponentials(rows, settings, F::shift_of(max_s), F::shift_of(max_t), max_t);
+    // A row is silent when nothing in it is unmasked or it weighs nothing; NaN compares unequal and
+    // stays loud.
+    const Mask silent = (sums.s == V{}) | (sums.t == V{}) | (weight == V{});
+    const V factor = weight * settings.student_scale;
+    V loss;
+    if constexpr (kind == LossKind::kJsd) {
+      loss = mixture_terms(rows, settings, sums, factor, silent);
+    } else if constexpr (kind == LossKind::kReverseKl) {
+      loss = F::kl_loss(sums.cross, sums.s, sums.t);
+      if (rows.grad) reverse_kl_gradient(rows, sums, factor, silent);
+    } else {
+      loss = F::kl_loss(sums.cross, sums.t, sums.s);
+      if (rows.grad) kl_gradient(rows, sums, factor, silent);
+      // An action that the student rules out and the teacher does not: its logit of -inf cannot move.
+      if (rows.grad && M::any(loss == F::constant(M::infinity()))) clear_ruled_out(rows);
+    }
+    return silent ? V{} : loss;
+  }
+
+  struct Sums {
+    V s;
+    V t;
+    V cross;
+  };
+
+  static FASTDISTILL_HD Sums exponentials(const RowBlock<M>& rows, const RowSettings<M>& settings,
+                                          V shift_s, V shift_t, V max_t) {
+    Sums sums{};
+    Mask found{};
+    for (int64_t strip = 0; strip < rows.elements; strip += kStripVectors * M::kLanes) {
+      Sums part{};
+      const int64_t end = strip_end(strip, rows.elements);
+      for (int64_t i = strip; i < end; i += M::kLanes) {
+        const V s = Layout::load(rows.student + i, rows.elements - i, -M::infinity());
+        const V t = Layout::load(rows.teacher + i, rows.elements - i, -M::infinity());
+        const V z_s = F::shifted(s, shift_s, settings.student_factor);
+        const V e_s = M::exp2(z_s);
+        V z_t;
+        V e_t;
+        if constexpr (kind == LossKind::kNll) {
+          // All of the teacher's probability on its first best action; a NaN beside it is not lost.
+          const Mask target = Layout::first((t == max_t) & (t != F::minus_infinity()), found);
+          found |= Layout::any(target);
+          z_t = V{};
+          e_t = target ? F::constant(1) : (t == t ? V{} : t);
+        } else {
+          z_t = F::shifted(t, shift_t, settings.teacher_factor);
+          e_t = M::exp2(z_t);
+        }
+        part.s += e_s;
+        part.t += e_t;
+        if constexpr (kind == LossKind::kKl || kind == LossKind::kNll) {
+          part.cross = F::add_cross_term(part.cross, e_t, z_t, z_s);
+          M::store(rows.first + i, e_s);
+          M::store(rows.second + i, e_t);
+        } else if constexpr (kind == LossKind::kReverseKl) {
+          part.cross = F::add_cross_term(part.cross, e_s, z_s, z_t);
+          M::store(rows.first + i, e_s);
+          M::store(rows.second + i, z_s - z_t);
+        } else {
+          M::store(rows.first + i, e_s);
+          M::store(rows.second + i, e_t);
+          M::store(rows.third + i, z_s);
+          M::store(rows.fourth + i, z_t);
+        }
+      }
+      sums.s += part.s;
+      sums.t += part.t;
+      sums.cross += part.cross;
+    }
+    return {Layout::sum(sums.s), Layout::sum(sums.t), Layout::sum(sums.cross)};
+  }
+
+  static FASTDISTILL_HD void kl_gradient(const RowBlock<M>& rows, const Sums& sums, V factor,
+                                         Mask silent) {
+    const V inverse_s = factor / sums.s;
+    const V inverse_t = factor / sums.t;
+    for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
+      const V grad = F::kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, inverse_t);
+      Layout::store(rows.grad + i, rows.elements - i, silent ? V{} : grad);
+    }
+  }
+
+  static void clear_ruled_out(const RowBlock<M>& rows) {
+    for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
+      const V s = Layout::load(rows.student + i, rows.elements - i, Real(0));
+      const V grad = Layout::load(rows.grad + i, rows.elements - i, Real(0));
+      Layout::store(rows.grad + i, rows.elements - i, s == F::minus_infinity() ? V{} : grad);
+    }
+  }
+
+  static FASTDISTILL_HD void reverse_kl_gradient(const RowBlock<M>& rows, const Sums& sums, V factor,
+                                                 Mask silent) {
+    const V inverse_s = factor / sums.s;
+    const V mean = F::mean_cross(sums.cross, sums.s);
+    for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
+      const V grad = F::reverse_kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s,
+                                        mean);
+      Layout::store(rows.grad + i, rows.elements - i, silent ? V{} : grad);
+    }
+  }
+
+  static FASTDISTILL_HD V mixture_terms(const RowBlock<M>& rows, const RowSettings<M>& settings,
+                                        const Sums& sums, V factor, Mask silent) {
+    const V beta = M::broadcast(settings.beta);
+    const V inverse_s = F::constant(1) / sums.s;
+    const V inverse_t = F::constant(1) / sums.t;
+    const V log2_sum_s = M::log2(sums.s);
+    const V log2_sum_t = M::log2(sums.t);
+    V loss{};
+    V mean{};
+    for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
+      const V q = M::load(rows.first + i) * inverse_s;
+      const V p = M::load(rows.second + i) * inverse_t;
+      const auto log2_m =
+          F::mixture(M::load(rows.fourth + i) - log2_sum_t, M::load(rows.third + i) - log2_sum_s, beta);
+      loss += F::jsd_loss_term(p, q, log2_m, beta);
+      mean += q > V{} ? q * log2_m.log2_m_over_q : V{};
+      M::store(rows.third + i, log2_m.log2_m_over_q);
+    }
+    mean = Layout::sum(mean);
+    if (rows.grad) {
+      for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
+        const V q = M::load(rows.first + i) * inverse_s;
+        const V grad = factor * F::jsd_grad(q, M::load(rows.third + i), mean, beta);
+        Layout::store(rows.grad + i, rows.elements - i, silent ? V{} : grad);
+      }
+    }
+    return F::at_least_zero(Layout::sum(loss));
+  }
+};
+
+}  // namespace FASTDISTILL_ISA
+}  // namespace fastdistill

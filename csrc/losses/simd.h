@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: MIT
+// Vectors of float and double for the CPU kernels: the compiler's vector extensions plus the few
+// instructions they cannot express. Included once per instruction set (see cpu_kernels.inl); every
+// name lives in that build's own namespace, and no header with shared inline functions is included.
+#pragma once
+
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "common/host_device.h"
+
+namespace fastdistill {
+inline namespace FASTDISTILL_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+inline constexpr int kFloatLanes = kVectorBytes / 4;
+inline constexpr int kDoubleLanes = kVectorBytes / 8;
+
+using VFloat = float __attribute__((vector_size(kVectorBytes)));
+using VInt = int32_t __attribute__((vector_size(kVectorBytes)));
+using VDouble = double __attribute__((vector_size(kVectorBytes)));
+using VLong = int64_t __attribute__((vector_size(kVectorBytes)));
+// The same vectors at any address.
+using VFloatUnaligned = float __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+using VDoubleUnaligned = double __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+
+template <class Real>
+struct Math;
+
+template <>
+struct Math<float> {
+  using Real = float;
+  using V = VFloat;
+  using Mask = VInt;
+  static constexpr int kLanes = kFloatLanes;
+
+  static FASTDISTILL_HD float infinity() { return __builtin_inff(); }
+  static FASTDISTILL_HD V broadcast(float value) { return value - V{}; }
+  static FASTDISTILL_HD V load(const float* p) { return *reinterpret_cast<const VFloatUnaligned*>(p); }
+  static FASTDISTILL_HD void store(float* p, V v) { *reinterpret_cast<VFloatUnaligned*>(p) = v; }
+
+  // The first `count` lanes; the others read as `fill` and are not touched in memory.
+  static FASTDISTILL_HD V load_first(const float* p, int64_t count, float fill) {
+#if defined(__AVX512F__)
+    const auto lanes = static_cast<__mmask16>((1u << count) - 1u);
+    return reinterpret_cast<V>(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), lanes, p));
+#else
+    V v = broadcast(fill);
+    for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+    return v;
+#endif
+  }
+  static FASTDISTILL_HD void store_first(float* p, int64_t count, V v) {
+#if defined(__AVX512F__)
+    const auto lanes = static_cast<__mmask16>((1u << count) - 1u);
+    _mm512_mask_storeu_ps(p, lanes, reinterpret_cast<__m512>(v));
+#else
+    for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
+  }
+
+  static FASTDISTILL_HD bool any(Mask mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#else
+    return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+#endif
+  }
+
+  static FASTDISTILL_HD V multiply_add(V a, V b, V c) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<V>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                               reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+    return reinterpret_cast<V>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
+                                               reinterpret_cast<__m256>(c)));
+#else
+    return a * b + c;
+#endif
+  }
+
+  // max(v, limit); a NaN in v stays.
+  static FASTDISTILL_HD V at_least(V v, V limit) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<V>(
+        _mm512_max_ps(reinterpret_cast<__m512>(limit), reinterpret_cast<__m512>(v)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<V>(
+        _mm256_max_ps(reinterpret_cast<__m256>(limit), reinterpret_cast<__m256>(v)));
+#else
+    return v < limit ? limit : v;
+#endif
+  }
+
+  // 2^x for finite x <= 0, within 1 ulp; below 2^-126, where float32 loses precision, 0 is allowed.
+  static FASTDISTILL_HD V exp2(V x) {
+#if defined(__AVX512F__)
+    const V nearest = reinterpret_cast<V>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x), 0));
+    const V r = x - nearest;  // in [-1/2, 1/2], exact
+#else
+    const V magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const V rounded = x + magic;
+    const V r = x - (rounded - magic);
+#endif
+    // Minimax polynomial of 2^r, relative error 1.9e-9.
+    V y = broadcast(1.53458122e-4f);
+    y = multiply_add(y, r, broadcast(1.33999312e-3f));
+    y = multiply_add(y, r, broadcast(9.61848896e-3f));
+    y = multiply_add(y, r, broadcast(5.55032878e-2f));
+    y = multiply_add(y, r, broadcast(2.40226469e-1f));
+    y = multiply_add(y, r, broadcast(6.93147206e-1f));
+    y = multiply_add(y, r, broadcast(1.0f));
+#if defined(__AVX512F__)
+    return reinterpret_cast<V>(
+        _mm512_scalef_ps(reinterpret_cast<__m512>(y), reinterpret_cast<__m512>(nearest)));
+#else
+    const VInt exponent = (reinterpret_cast<VInt>(rounded) - 0x4B400000 + 127) << 23;
+    return x < broadcast(-126.0f) ? V{} : y * reinterpret_cast<V>(exponent);
+#endif
+  }
+
+  // log2 of a positive normal number, within 2 ulp; NaN stays NaN.
+  static FASTDISTILL_HD V log2(V x) {
+    const VInt bits = reinterpret_cast<VInt>(x);
+    // Split at sqrt(1/2), so that the mantissa's logarithm is centred on 0.
+    const VInt exponent = (bits - 0x3F3504F3) >> 23;
+    const V f = reinterpret_cast<V>(bits - (exponent << 23)) - 1.0f;
+    // log2(1 + f) = f log2(e) + f^2 P(f), P minimax with relative error 4.1e-9.
+    V y = broadcast(-0.109958719f);
+    y = multiply_add(y, f, broadcast(0.186171407f));
+    y = multiply_add(y, f, broadcast(-0.191055942f));
+    y = multiply_add(y, f, broadcast(0.204600524f));
+    y = multiply_add(y, f, broadcast(-0.239618414f));
+    y = multiply_add(y, f, broadcast(0.288567484f));
+    y = multiply_add(y, f, broadcast(-0.360696597f));
+    y = multiply_add(y, f, broadcast(0.480898237f));
+    y = multiply_add(y, f, broadcast(-0.721347352f));
+    y = multiply_add(y * f, f, f * 1.92596303e-8f);  // the part of log2(e) below float32
+    y = multiply_add(f, broadcast(1.44269502f), y);
+    return x == x ? __builtin_convertvector(exponent, V) + y : x;
+  }
+};
+
+template <>
+struct Math<double> {
+  using Real = double;
+  using V = VDouble;
+  using Mask = VLong;
+  static constexpr int kLanes = kDoubleLanes;
+
+  static FASTDISTILL_HD double infinity() { return __builtin_inf(); }
+  static FASTDISTILL_HD V broadcast(double value) { return value - V{}; }
+  static FASTDISTILL_HD V load(const double* p) { return *reinterpret_cast<const VDoubleUnaligned*>(p); }
+  static FASTDISTILL_HD void store(double* p, V v) { *reinterpret_cast<VDoubleUnaligned*>(p) = v; }
+  static FASTDISTILL_HD V load_first(const double* p, int64_t count, double fill) {
+    V v = broadcast(fill);
+    for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+    return v;
+  }
+  static FASTDISTILL_HD void store_first(double* p, int64_t count, V v) {
+    for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+  }
+  static FASTDISTILL_HD bool any(Mask mask) {
+    int64_t any = 0;
+    for (int i = 0; i < kLanes; ++i) any |= mask[i];
+    return any != 0;
+  }
+  static FASTDISTILL_HD V at_least(V v, V limit) { return v < limit ? limit : v; }
+  static FASTDISTILL_HD V multiply_add(V a, V b, V c) {
+    for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fma(a[i], b[i], c[i]);
+    return c;
+  }
+  // float64 serves checks and oracles more than training: the C library's functions are exact enough.
+  static FASTDISTILL_HD V exp2(V x) {
+    for (int i = 0; i < kLanes; ++i) x[i] = __builtin_exp2(x[i]);
+    return x;
+  }
+  static FASTDISTILL_HD V log2(V x) {
+    for (int i = 0; i < kLanes; ++i) x[i] = __builtin_log2(x[i]);
+    return x;
+  }
+};
+
+// Moves lane i + distance to lane i, so that log2(lanes) steps reduce a vector.
+template <class M, int distance>
+FASTDISTILL_HD typename M::V lanes_down(typename M::V v) {
+  typename M::Mask from{};
+  for (int i = 0; i < M::kLanes; ++i) from[i] = (i + distance) % M::kLanes;
+  return __builtin_shuffle(v, from);
+}
+
+template <class M, int distance = M::kLanes / 2>
+FASTDISTILL_HD typename M::Real horizontal_sum(typename M::V v) {
+  v += lanes_down<M, distance>(v);
+  if constexpr (distance > 1) {
+    return horizontal_sum<M, distance / 2>(v);
+  } else {
+    return v[0];
+  }
+}
+
+template <class M, int distance = M::kLanes / 2>
+FASTDISTILL_HD typename M::Real horizontal_max(typename M::V v) {
+  const typename M::V other = lanes_down<M, distance>(v);
+  v = other > v ? other : v;
+  if constexpr (distance > 1) {
+    return horizontal_max<M, distance / 2>(v);
+  } else {
+    return v[0];
+  }
+}
+
+}  // namespace FASTDISTILL_ISA
+}  // namespace fastdistill

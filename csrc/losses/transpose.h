@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+// Tiles of rows turned into columns and back, so that the kernels for few actions put one row in each
+// vector lane: with 18 actions a row never fills vectors, but 16 rows always do.
+//
+// Four actions at a time: a quad is four adjacent actions of one row. Quads of rows k, 4 + k, 8 + k...
+// are loaded into the 128-bit parts of register k; transposing 4 x 4 within the parts then leaves
+// action k of all rows, in order, in register k. Loads place the data, so few shuffles are needed.
+#pragma once
+
+#include "losses/simd.h"
+
+namespace fastdistill {
+inline namespace FASTDISTILL_ISA {
+
+using Quad = float __attribute__((vector_size(16)));
+using QuadUnaligned = float __attribute__((vector_size(16), aligned(4), may_alias));
+inline constexpr int kQuads = kFloatLanes / 4;
+
+FASTDISTILL_HD Quad load_quad(const float* p, int64_t width) {
+  if (width == 4) return *reinterpret_cast<const QuadUnaligned*>(p);
+#if defined(__AVX512VL__)
+  return reinterpret_cast<Quad>(_mm_maskz_loadu_ps(static_cast<__mmask8>((1u << width) - 1u), p));
+#else
+  if (width == 1) return Quad{p[0]};
+  if (width == 2) return Quad{p[0], p[1]};
+  return Quad{p[0], p[1], p[2]};
+#endif
+}
+
+FASTDISTILL_HD void store_quad(float* p, int64_t width, Quad quad) {
+  if (width == 4) {
+    *reinterpret_cast<QuadUnaligned*>(p) = quad;
+  } else if (width == 1) {
+    p[0] = quad[0];
+  } else {
+    __builtin_memcpy(p, &quad, 2 * sizeof(float));
+    if (width == 3) p[2] = quad[2];
+  }
+}
+
+FASTDISTILL_HD VFloat join(const Quad (&quads)[kQuads]) {
+#if defined(__AVX512F__)
+  const __m512 first = _mm512_castps128_ps512(reinterpret_cast<__m128>(quads[0]));
+  const __m512 second = _mm512_insertf32x4(first, reinterpret_cast<__m128>(quads[1]), 1);
+  const __m512 third = _mm512_insertf32x4(second, reinterpret_cast<__m128>(quads[2]), 2);
+  return reinterpret_cast<VFloat>(
+      _mm512_insertf32x4(third, reinterpret_cast<__m128>(quads[3]), 3));
+#elif defined(__AVX2__)
+  return reinterpret_cast<VFloat>(_mm256_set_m128(reinterpret_cast<__m128>(quads[1]),
+                                                  reinterpret_cast<__m128>(quads[0])));
+#else
+  return quads[0];
+#endif
+}
+
+FASTDISTILL_HD void split(VFloat v, Quad (&quads)[kQuads]) {
+#if defined(__AVX512F__)
+  const __m512 all = reinterpret_cast<__m512>(v);
+  quads[0] = reinterpret_cast<Quad>(_mm512_castps512_ps128(all));
+  quads[1] = reinterpret_cast<Quad>(_mm512_extractf32x4_ps(all, 1));
+  quads[2] = reinterpret_cast<Quad>(_mm512_extractf32x4_ps(all, 2));
+  quads[3] = reinterpret_cast<Quad>(_mm512_extractf32x4_ps(all, 3));
+#elif defined(__AVX2__)
+  const __m256 all = reinterpret_cast<__m256>(v);
+  quads[0] = reinterpret_cast<Quad>(_mm256_castps256_ps128(all));
+  quads[1] = reinterpret_cast<Quad>(_mm256_extractf128_ps(all, 1));
+#else
+  quads[0] = v;
+#endif
+}
+
+// Per 128-bit part: part i of the result takes lanes a, b of `x` and c, d of `y`.
+template <int a, int b, int c, int d>
+FASTDISTILL_HD VFloat shuffle_parts(VFloat x, VFloat y) {
+  VInt from{};
+  for (int part = 0; part < kFloatLanes; part += 4) {
+    from[part] = part + a;
+    from[part + 1] = part + b;
+    from[part + 2] = kFloatLanes + part + c;
+    from[part + 3] = kFloatLanes + part + d;
+  }
+  return __builtin_shuffle(x, y, from);
+}
+
+template <int first>
+FASTDISTILL_HD VFloat interleave_parts(VFloat x, VFloat y) {
+  VInt from{};
+  for (int part = 0; part < kFloatLanes; part += 4) {
+    from[part] = part + first;
+    from[part + 1] = kFloatLanes + part + first;
+    from[part + 2] = part + first + 1;
+    from[part + 3] = kFloatLanes + part + first + 1;
+  }
+  return __builtin_shuffle(x, y, from);
+}
+
+// Its own inverse.
+FASTDISTILL_HD void transpose_parts(VFloat (&strip)[4]) {
+  const VFloat low_01 = interleave_parts<0>(strip[0], strip[1]);
+  const VFloat low_23 = interleave_parts<0>(strip[2], strip[3]);
+  const VFloat high_01 = interleave_parts<2>(strip[0], strip[1]);
+  const VFloat high_23 = interleave_parts<2>(strip[2], strip[3]);
+  strip[0] = shuffle_parts<0, 1, 0, 1>(low_01, low_23);
+  strip[1] = shuffle_parts<2, 3, 2, 3>(low_01, low_23);
+  strip[2] = shuffle_parts<0, 1, 0, 1>(high_01, high_23);
+  strip[3] = shuffle_parts<2, 3, 2, 3>(high_01, high_23);
+}
+
+template <bool all_rows>
+FASTDISTILL_HD void strip_to_columns(const float* tile, int64_t stride, int64_t rows, int64_t width,
+                                     float* columns) {
+  VFloat strip[4];
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < 4; ++k) {
+    Quad quads[kQuads];
+#pragma GCC unroll 4
+    for (int64_t part = 0; part < kQuads; ++part) {
+      const int64_t row = 4 * part + k;
+      quads[part] = all_rows || row < rows ? load_quad(tile + row * stride, width) : Quad{};
+    }
+    strip[k] = join(quads);
+  }
+  transpose_parts(strip);
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < 4; ++k) {
+    if (k < width) Math<float>::store(columns + k * kFloatLanes, strip[k]);
+  }
+}
+
+template <bool all_rows>
+FASTDISTILL_HD void columns_to_strip(const float* columns, int64_t rows, int64_t width, float* tile,
+                                     int64_t stride) {
+  VFloat strip[4];
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < 4; ++k) {
+    strip[k] = k < width ? Math<float>::load(columns + k * kFloatLanes) : VFloat{};
+  }
+  transpose_parts(strip);
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < 4; ++k) {
+    Quad quads[kQuads];
+    split(strip[k], quads);
+#pragma GCC unroll 4
+    for (int64_t part = 0; part < kQuads; ++part) {
+      const int64_t row = 4 * part + k;
+      if (all_rows || row < rows) store_quad(tile + row * stride, width, quads[part]);
+    }
+  }
+}
+
+// columns[j * lanes + i] = tile[i * stride + j]; lanes beyond `rows` become 0.
+FASTDISTILL_HD void tile_to_columns(const float* tile, int64_t stride, int64_t rows, int64_t actions,
+                                    float* columns) {
+  int64_t j = 0;
+  if (rows == kFloatLanes) {
+    for (; j + 4 <= actions; j += 4) {
+      strip_to_columns<true>(tile + j, stride, rows, 4, columns + j * kFloatLanes);
+    }
+  }
+  for (; j < actions; j += 4) {
+    const int64_t width = actions - j < 4 ? actions - j : 4;
+    strip_to_columns<false>(tile + j, stride, rows, width, columns + j * kFloatLanes);
+  }
+}
+
+FASTDISTILL_HD void columns_to_tile(const float* columns, int64_t rows, int64_t actions, float* tile,
+                                    int64_t stride) {
+  int64_t j = 0;
+  if (rows == kFloatLanes) {
+    for (; j + 4 <= actions; j += 4) {
+      columns_to_strip<true>(columns + j * kFloatLanes, rows, 4, tile + j, stride);
+    }
+  }
+  for (; j < actions; j += 4) {
+    const int64_t width = actions - j < 4 ? actions - j : 4;
+    columns_to_strip<false>(columns + j * kFloatLanes, rows, width, tile + j, stride);
+  }
+}
+
+// float64 is not worth a transposition of its own.
+FASTDISTILL_HD void tile_to_columns(const double* tile, int64_t stride, int64_t rows, int64_t actions,
+                                    double* columns) {
+  for (int64_t j = 0; j < actions; ++j) {
+    for (int64_t i = 0; i < kDoubleLanes; ++i) {
+      columns[j * kDoubleLanes + i] = i < rows ? tile[i * stride + j] : 0.0;
+    }
+  }
+}
+
+FASTDISTILL_HD void columns_to_tile(const double* columns, int64_t rows, int64_t actions,
+                                    double* tile, int64_t stride) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < actions; ++j) tile[i * stride + j] = columns[j * kDoubleLanes + i];
+  }
+}
+
+}  // namespace FASTDISTILL_ISA
+}  // namespace fastdistill

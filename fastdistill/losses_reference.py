@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""The losses in plain torch operations: slow, differentiable any number of times, obviously right.
+
+The oracle of the tests, and the fallback where a native kernel cannot serve: higher derivatives and
+`torch.func` transforms. Imports nothing of this package. Run it in float64 to judge a result.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+KINDS = ("kl", "reverse_kl", "jsd", "nll", "mse")
+
+
+def distill_reference(
+    kind: str,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 0.01,
+    student_temperature: float = 1.0,
+    beta: float = 0.5,
+    action_mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """Returns the loss of `fastdistill.losses`, in the wider of float32 and the logits' dtypes.
+
+    Args are those of `fastdistill.losses.distill_kl` and its siblings, unchecked.
+    """
+    dtype = torch.promote_types(torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32)
+    student = student_logits.to(dtype)
+    teacher = teacher_logits.to(dtype)
+    allowed = student == student if action_mask is None else action_mask.expand(student.shape)
+    row = _row_losses(kind, student, teacher, allowed, temperature, student_temperature, beta)
+    if weight is not None:
+        weight = weight.to(dtype)
+        row = torch.where(weight == 0, torch.zeros_like(row), row * weight)
+    if reduction == "none":
+        return row
+    if reduction == "sum":
+        return row.sum()
+    per_row = reduction == "batchmean" or kind == "nll"
+    return row.sum() / max(row.numel() * (1 if per_row else student.shape[1]), 1)
+
+
+def _row_losses(
+    kind: str,
+    student: Tensor,
+    teacher: Tensor,
+    allowed: Tensor,
+    temperature: float,
+    student_temperature: float,
+    beta: float,
+) -> Tensor:
+    zero = torch.zeros((), dtype=student.dtype, device=student.device)
+    student_open = allowed & (student != -math.inf)
+    teacher_open = allowed & (teacher != -math.inf)
+    if kind == "mse":
+        both = student_open & teacher_open
+        # The inner selection keeps -inf - -inf out of the gradient.
+        difference = torch.where(both, student, zero) - torch.where(both, teacher, zero)
+        return difference.square().sum(-1)
+    # A row in which one side rules out everything has nothing to compare.
+    live = student_open.any(-1, keepdim=True) & teacher_open.any(-1, keepdim=True)
+    log_q, q = _log_softmax(student, student_open | ~live, student_temperature)
+    log_p, p = _log_softmax(teacher, teacher_open | ~live, temperature)
+    if kind == "nll":
+        ranked = torch.where(teacher_open | ~live, teacher, -math.inf)
+        best = ranked.argmax(-1, keepdim=True)
+        p = torch.zeros_like(p).scatter(-1, best, 1.0)
+        # A NaN in the teacher's row leaves no best action.
+        p = torch.where(teacher_open & teacher.isnan(), teacher, p)
+        log_p = torch.zeros_like(log_p)
+    kind = {("jsd", 0.0): "kl", ("jsd", 1.0): "reverse_kl"}.get((kind, float(beta)), kind)
+    if kind == "jsd":
+        floor = -1e30
+        mixture = torch.logaddexp(
+            torch.where(p > 0, log_p, floor) + math.log(beta),
+            torch.where(q > 0, log_q, floor) + math.log1p(-beta),
+        )
+        terms = beta * _weighted(p, log_p, mixture) + (1 - beta) * _weighted(q, log_q, mixture)
+    elif kind == "reverse_kl":
+        terms = _weighted(q, log_q, log_p)
+    else:
+        terms = _weighted(p, log_p, log_q)
+    return torch.where(live.squeeze(-1), terms.sum(-1), zero)
+
+
+def _log_softmax(logits: Tensor, is_open: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(log-probabilities, probabilities); closed actions have -inf and 0, and no gradient."""
+    shift = torch.where(is_open, logits, -math.inf).amax(-1, keepdim=True).detach()
+    shift = torch.where(shift == -math.inf, torch.zeros_like(shift), shift)
+    z = torch.where(is_open, (torch.where(is_open, logits, shift) - shift) / temperature, -1e30)
+    log_probability = torch.log_softmax(z, -1)
+    probability = torch.where(is_open, log_probability.exp(), torch.zeros_like(z))
+    return torch.where(is_open, log_probability, -math.inf), probability
+
+
+def _weighted(probability: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
+    """probability * (log_a - log_b), 0 where the probability is 0 and +inf where only b is ruled out."""
+    counts = (probability > 0) | probability.isnan()
+    zero = torch.zeros_like(probability)
+    return probability * (torch.where(counts, log_a, zero) - torch.where(counts, log_b, zero))
+
+
+def td_reference(
+    q: Tensor,
+    action: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    kind: str = "huber",
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Returns (loss, |temporal-difference error|) of `fastdistill.losses.td_loss`."""
+    td = q.gather(1, action.unsqueeze(1)).squeeze(1) - target
+    size = td.abs()
+    row = torch.where(size < 1, td.square() / 2, size - 0.5) if kind == "huber" else td.square()
+    if weight is not None:
+        row = torch.where(weight == 0, torch.zeros_like(row), row * weight)
+    if reduction == "none":
+        return row, size.detach()
+    loss = row.sum()
+    return (loss / max(row.numel(), 1) if reduction == "mean" else loss), size.detach()
