@@ -19,6 +19,7 @@ from typing import Any
 from fastdistill.checkpoints import CheckpointError, read_card
 from fastdistill.envs import make_env
 from fastdistill.evaluation import evaluate_env, record_gif
+from fastdistill.recipes import teacher_dqn as teacher_dqn_recipe
 from fastdistill.recipes import teacher_pqn as teacher_pqn_recipe
 from fastdistill.recipes.common import STOPPED_STATUS, TeacherResult, TrainingDiverged
 from fastdistill.statistics import summarize
@@ -94,6 +95,16 @@ def teacher_pqn(config: teacher_pqn_recipe.PqnConfig, resume: bool = False) -> i
     return _report_teacher(config.run_dir, teacher_pqn_recipe.train(config, resume=resume))
 
 
+def teacher_dqn(config: teacher_dqn_recipe.DqnConfig, resume: bool = False) -> int:
+    """Train a teacher by Double DQN with prioritized replay: the paper's, brought up to date.
+
+    Args:
+        config: The recipe's configuration.
+        resume: Continue the run in run_dir with the configuration stored there.
+    """
+    return _report_teacher(config.run_dir, teacher_dqn_recipe.train(config, resume=resume))
+
+
 def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
     if result.stopped:
         print(f"stopped at step {result.step:,} with a checkpoint; continue with --resume")
@@ -110,7 +121,7 @@ def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
 Command = Callable[..., Any]
 COMMANDS: dict[str, Any] = {  # a dictionary in here is a group of commands
     "evaluate": evaluate,
-    "teacher": {"pqn": teacher_pqn},
+    "teacher": {"dqn": teacher_dqn, "pqn": teacher_pqn},
 }
 
 

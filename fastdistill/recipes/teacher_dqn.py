@@ -329,7 +329,7 @@ class Learner:
             q = self.network(obs)
         loss, td_abs = td_loss(q, action, target, weight=weight)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._config.max_gradient_norm)
         self.optimizer.step()
         taken = q.detach().gather(1, action[:, None])
