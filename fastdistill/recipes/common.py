@@ -6,6 +6,7 @@ Plain functions and small records; the training itself is written out in each re
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -213,6 +214,22 @@ class TrainingState:
         self.episodes = card["episodes"]
         self.rng.bit_generator.state = card["rng"]
         self._begun = time.perf_counter() - card["wall_seconds"]
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep the memory of freed batches for the next one.
+
+    By default it returns megabytes to the system at each free and takes a page fault per 4 KB at
+    the next allocation: a DQN update of 64 rows took 34 ms that way and takes 20 ms without (2
+    cores, AVX-512). Elsewhere than on glibc this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    mallopt(mmap_threshold, 32 << 20)  # the largest it accepts
+    mallopt(trim_threshold, 1 << 30)
 
 
 def seed_torch(seed: int, *, deterministic: bool) -> None:

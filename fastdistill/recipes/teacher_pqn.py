@@ -33,6 +33,7 @@ from fastdistill.recipes.common import (
     epsilon_greedy,
     evaluate_teacher,
     evaluation_metrics,
+    keep_freed_memory,
     linear,
     network_tensors,
     open_run,
@@ -132,6 +133,7 @@ def train(config: PqnConfig, *, resume: bool = False) -> TeacherResult:
         resume: Continue the run in ``config.run_dir`` with its own configuration.
     """
     config = open_run(config.run_dir, "teacher_pqn", config, resume=resume)
+    keep_freed_memory()
     seed_torch(config.seed, deterministic=config.deterministic)
     device = pick_device(config.device)
     env = make_env(config.game, config.num_lanes, preset=config.preset)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdistill.networks import Architecture, QNetwork
+from fastdistill.networks import Architecture, QNetwork, paper_architecture
 from fastdistill.recipes.teacher_dqn import DqnConfig, Learner, double_q_target
 from fastdistill.replay import PrioritizedReplay
 
@@ -63,6 +63,23 @@ def test_an_update_descends_the_weighted_huber_loss():
     for _ in range(50):
         last, _, _ = learner.update(batch)
     assert last < loss / 2
+
+
+def test_an_update_in_bfloat16_reaches_every_layer():
+    # Under autocast the weights cast for the target's forward pass, without gradients, must not
+    # be reused for the learning one.
+    torch.manual_seed(0)
+    network = QNetwork(paper_architecture("4%", 6), head_gain=1.0)
+    learner = Learner(DqnConfig(), network)
+    replay = PrioritizedReplay(64, 1, n_step=1)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        frame = rng.integers(256, size=(1, 84, 84), dtype=np.uint8)
+        replay.append(frame, [1], [3.0], [False], [False])
+    learner.update(replay.sample(16))
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
 
 
 def test_the_target_follows_only_when_it_is_copied():
