@@ -221,7 +221,7 @@ def keep_freed_memory() -> None:
 
     By default it returns megabytes to the system at each free and takes a page fault per 4 KB at
     the next allocation: a DQN update of 64 rows took 34 ms that way and takes 20 ms without (2
-    cores, AVX-512). Elsewhere than on glibc this does nothing.
+    cores of an AMD EPYC, November 2026). Elsewhere than on glibc this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -223,8 +223,8 @@ def test_a_run_directory_is_not_overwritten_and_not_resumed_by_mistake(tmp_path,
 
 
 CARTPOLE = {
-    # One fixed seed, deterministic on a machine. Of eight seeds tried with PQN seven ended at 500 and
-    # one at 183; four with DQN ended between 378 and 500.
+    # One fixed seed, deterministic on a machine. Of eight seeds tried with PQN seven ended at 500
+    # and one at 183; four with DQN ended between 378 and 500.
     "pqn": {
         "total-steps": 160_000,
         "num-lanes": 16,
