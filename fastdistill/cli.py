@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""Policy distillation: train teachers, evaluate checkpoints.
+
+The ``fastdistill`` command: one function per subcommand, its docstring is the help.
+
+The only module that imports tyro. A subcommand prepares arguments and prints results; whatever
+can be called from Python lives elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastdistill.checkpoints import CheckpointError, read_card
+from fastdistill.envs import make_env
+from fastdistill.evaluation import evaluate_env, record_gif
+from fastdistill.recipes import teacher_dqn as teacher_dqn_recipe
+from fastdistill.recipes import teacher_pqn as teacher_pqn_recipe
+from fastdistill.recipes.common import STOPPED_STATUS, TeacherResult, TrainingDiverged
+from fastdistill.statistics import summarize
+from fastdistill.teachers import checkpoint_path, load_teacher
+
+
+def evaluate(
+    checkpoint: str,
+    /,
+    game: str | None = None,
+    episodes: int = 30,
+    preset: str = "classic",
+    epsilon: float | None = None,
+    seed: int = 1,
+    lanes: int = 10,
+    device: str = "cpu",
+    gif: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Play full episodes with a checkpoint and print its score.
+
+    Args:
+        checkpoint: Path of a checkpoint (description or directory), or zoo:NAME.
+        game: Game or gymnasium id; the checkpoint's own by default.
+        episodes: Full episodes to play, spread over the lanes beforehand.
+        preset: classic (no sticky actions, no-op starts) or machado (sticky actions).
+        epsilon: Share of random actions; by default 0.05 (classic) or 0.001 (machado).
+        seed: Of resets and random actions.
+        lanes: Games played at once.
+        device: Where the network runs.
+        gif: Also record one episode there.
+        out: Also write the record there, as JSON.
+    """
+    name = game or read_card(checkpoint_path(checkpoint)).get("game")
+    if not name:
+        raise ValueError("evaluate: game must be given, the checkpoint does not name one")
+    env = make_env(name, max(1, min(lanes, episodes)), preset=preset, training=False)
+    try:
+        teacher = load_teacher(checkpoint, env, device=device)
+        record = evaluate_env(
+            teacher, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
+        )
+    finally:
+        env.close()
+    summary = summarize(record.returns, name)
+    print(f"{name}: {record.preset or 'as registered'}, epsilon {record.epsilon}, seed {seed}")
+    print(f"  episodes  {summary.episodes} ({record.truncated} cut by the time limit)")
+    for label, part in (("mean", summary.mean), ("IQM", summary.iqm)):
+        print(f"  {label:9} {part.value:.2f}  95% [{part.low:.2f}, {part.high:.2f}]")
+    print(
+        f"  median    {summary.median:.2f}   range {summary.minimum:.2f} to {summary.maximum:.2f}"
+    )
+    if summary.human_normalized is not None:
+        print(f"  human-normalised {summary.human_normalized:.3f} (0 random, 1 human)")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        result = {"checkpoint": checkpoint, **record.to_json(), "summary": asdict(summary)}
+        out.write_text(json.dumps(result, indent=2) + "\n")
+    if gif is not None:
+        score = record_gif(
+            teacher, name, gif, preset=preset, epsilon=epsilon, seed=seed, device=device
+        )
+        print(f"  {gif}: an episode of {score:.0f}")
+
+
+def teacher_pqn(config: teacher_pqn_recipe.PqnConfig, resume: bool = False) -> int:
+    """Train a teacher by parallel Q-learning: no replay, the quickest.
+
+    Args:
+        config: The recipe's configuration.
+        resume: Continue the run in run_dir with the configuration stored there.
+    """
+    return _report_teacher(config.run_dir, teacher_pqn_recipe.train(config, resume=resume))
+
+
+def teacher_dqn(config: teacher_dqn_recipe.DqnConfig, resume: bool = False) -> int:
+    """Train a teacher by Double DQN with prioritized replay: the paper's, brought up to date.
+
+    Args:
+        config: The recipe's configuration.
+        resume: Continue the run in run_dir with the configuration stored there.
+    """
+    return _report_teacher(config.run_dir, teacher_dqn_recipe.train(config, resume=resume))
+
+
+def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
+    if result.stopped:
+        print(f"stopped at step {result.step:,} with a checkpoint; continue with --resume")
+        return STOPPED_STATUS
+    line = f"{run_dir}/teacher.json after {result.step:,} steps"
+    if result.evaluation:
+        mean = result.evaluation["mean"]
+        line += f": mean {mean['value']:.2f}, 95% [{mean['low']:.2f}, {mean['high']:.2f}]"
+        line += f" over {result.evaluation['episodes']} episodes"
+    print(line)
+    return 0
+
+
+Command = Callable[..., Any]
+COMMANDS: dict[str, Any] = {  # a dictionary in here is a group of commands
+    "evaluate": evaluate,
+    "teacher": {"dqn": teacher_dqn, "pqn": teacher_pqn},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; mistakes of the user's end in one line and exit status 2."""
+    try:
+        import tyro
+    except ImportError:
+        print("fastdistill: the command line needs tyro: pip install 'tyro>=1.0'", file=sys.stderr)
+        return 2
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    program, commands = "fastdistill", dict(COMMANDS)
+    group = commands.get(words[0]) if words else None
+    if isinstance(group, dict):  # a second word chooses within the group
+        program, commands, words = f"fastdistill {words[0]}", dict(group), words[1:]
+    table = {name: _group_help(name) if isinstance(c, dict) else c for name, c in commands.items()}
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(
+            table,
+            prog=program,
+            description=(__doc__ or "").split("\n", 1)[0],
+            args=words,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except (CheckpointError, ValueError, ImportError, FileNotFoundError, TrainingDiverged) as error:
+        print(f"fastdistill: {error}", file=sys.stderr)
+        return 2
+    return int(status or 0)
+
+
+def _group_help(name: str) -> Command:
+    def group() -> None:
+        """Never called: a group's name alone is handled in ``main``."""
+
+    group.__doc__ = f"One of {', '.join(COMMANDS[name])}."
+    return group
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""What a run writes down while it goes: JSON lines, TensorBoard, and a line on the terminal.
+
+Every key is declared in ``METRICS`` with its unit and meaning (docs/metrics.md is that table, a
+test compares them); an undeclared key is an error. Names are CleanRL's where it has one, so its
+dashboards work. The only module that imports tensorboard.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+METRICS: dict[str, str] = {
+    "charts/episodic_return": "mean raw return of the training episodes since the last record",
+    "charts/episodic_length": "their mean length, agent steps",
+    "charts/episodes": "training episodes finished so far",
+    "charts/SPS": "agent steps per second since the last record, all lanes together",
+    "charts/epsilon": "probability of a random action",
+    "charts/learning_rate": "the optimizer's learning rate",
+    "losses/td_loss": "mean loss over the updates since the last record",
+    "losses/q_values": "mean Q-value of the actions taken, over the same updates",
+    "losses/gradient_norm": "gradient norm before clipping, last update",
+    "eval/return_mean": "mean raw return of full evaluation episodes",
+    "eval/return_std": "its standard deviation over episodes",
+    "eval/episodes": "number of evaluation episodes",
+    "replay/size": "transitions in the replay",
+    "replay/importance_exponent": "exponent of the importance weights",
+    "time/updates": "gradient updates so far",
+    "time/env_seconds": "seconds in environment steps since the last record",
+    "time/act_seconds": "seconds choosing actions since the last record",
+    "time/learn_seconds": "seconds in updates since the last record",
+    "time/replay_seconds": "seconds in replay calls since the last record",
+    "time/wall_seconds": "seconds of training so far, over all resumes",
+}
+
+
+class MetricsWriter(Protocol):
+    """Where records go."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values at an agent step."""
+
+    def close(self) -> None:
+        """Finish; further writes are errors."""
+
+
+class NullWriter:
+    """Writes nothing, but checks the keys."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """See ``MetricsWriter``."""
+        check_keys(values)
+
+    def close(self) -> None:
+        """See ``MetricsWriter``."""
+
+
+class JsonlWriter:
+    """One JSON object per record and line, flushed as it is written: ``{"step": ..., key: ...}``.
+
+    Args:
+        path: Appended to.
+        resume_step: When resuming: records after this step (and a torn last line) are dropped, so
+            the file reads as if the run had never stopped.
+    """
+
+    def __init__(self, path: str | Path, *, resume_step: int | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume_step is not None and path.exists():
+            kept = [record for record in read_jsonl(path) if record["step"] <= resume_step]
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            temporary.replace(path)
+        self._file = path.open("a")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """See ``MetricsWriter``."""
+        check_keys(values)
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """See ``MetricsWriter``."""
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """Scalars for TensorBoard.
+
+    Args:
+        directory: Of the event files.
+        resume_step: When resuming: later records are hidden.
+    """
+
+    def __init__(self, directory: str | Path, *, resume_step: int | None = None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "fastdistill.metrics needs tensorboard: pip install 'tensorboard>=2.16'"
+            ) from error
+        purge_step = None if resume_step is None else resume_step + 1
+        self._writer: Any = SummaryWriter(str(directory), purge_step=purge_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """See ``MetricsWriter``."""
+        check_keys(values)
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """See ``MetricsWriter``."""
+        self._writer.close()
+
+
+class RunWriter:
+    """The writers of a run directory: ``metrics.jsonl`` and, unless refused, ``tb/``."""
+
+    def __init__(
+        self, run_dir: str | Path, *, tensorboard: bool = True, resume_step: int | None = None
+    ) -> None:
+        run_dir = Path(run_dir)
+        self._writers: list[MetricsWriter] = [
+            JsonlWriter(run_dir / "metrics.jsonl", resume_step=resume_step)
+        ]
+        if tensorboard:
+            self._writers.append(TensorBoardWriter(run_dir / "tb", resume_step=resume_step))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """See ``MetricsWriter``."""
+        for writer in self._writers:
+            writer.write(step, values)
+
+    def close(self) -> None:
+        """See ``MetricsWriter``."""
+        for writer in self._writers:
+            writer.close()
+
+
+class Progress:
+    """How far a run is: one line that renews itself on a terminal, plain lines elsewhere.
+
+    Args:
+        total_steps: Agent steps of the whole run.
+        start_step: Where this process begins.
+        stream: Standard error by default.
+        plain_every_seconds: Pause between lines where there is no terminal.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        plain_every_seconds: float = 15.0,
+    ) -> None:
+        self._total = total_steps
+        self._stream = stream if stream is not None else sys.stderr
+        self._live = self._stream.isatty()
+        self._every = 0.5 if self._live else plain_every_seconds
+        self._shown = self._begun = time.monotonic()
+        self._start = self._shown_step = start_step
+
+    def update(self, step: int, returns: Sequence[float], note: str = "") -> None:
+        """Show steps done, steps per second, time left and the recent mean return, when due."""
+        now = time.monotonic()
+        if now - self._shown < self._every:
+            return
+        rate = (step - self._shown_step) / (now - self._shown)
+        overall = (step - self._start) / (now - self._begun)
+        left = (self._total - step) / overall if overall > 0 else float("inf")
+        self._shown, self._shown_step = now, step
+        recent = f"{sum(returns) / len(returns):8.2f}" if returns else "       -"
+        line = (
+            f"{step:>10,}/{self._total:,} steps  {rate:8,.0f}/s  left {_clock(left)}"
+            f"  return {recent}  {note}"
+        )
+        self._stream.write(f"\r\x1b[K{line}" if self._live else line + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leave the line."""
+        if self._live:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+def check_keys(values: Mapping[str, float]) -> None:
+    """Refuse a key that ``METRICS`` does not declare."""
+    for key in values:
+        if key not in METRICS:
+            raise ValueError(f"metrics: key must be declared in METRICS, got {key!r}")
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Records of a metrics file; a torn last line is left out, damage elsewhere is an error."""
+    lines = Path(path).read_text().split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline behind it: the process died while writing
+                break
+            raise ValueError(
+                f"read_jsonl: {path} line {number} must be JSON, got {line!r}"
+            ) from error
+    return records
+
+
+def metrics_table() -> str:
+    """``METRICS`` as the Markdown table of docs/metrics.md."""
+    rows = "".join(f"| `{key}` | {meaning} |\n" for key, meaning in METRICS.items())
+    return f"| key | meaning |\n|---|---|\n{rows}"
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "   ?"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: MIT
+"""The networks of the paper: the Nature DQN, its small students, heads for many games.
+
+One frozen ``Architecture`` describes a network completely and is what a checkpoint stores. Two
+things differ from the usual code, both measured to matter: observation statistics are buffers of
+the network and its input is standardised with them, and the heads compute in float32 under any
+autocast, because the best two actions are often 0.01 apart. Imports torch only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Kernel size and stride of each convolution; Mnih et al. 2015.
+_CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
+# Added to each pixel's deviation (of 255): a pixel that never moved must not blow up when it does.
+_STD_FLOOR = 0.02 * 255
+_CLIP = 5.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network, described completely.
+
+    Attributes:
+        obs_shape: ``(planes, height, width)`` of uint8 images or ``(features,)`` of floats.
+        num_actions: Outputs of each head; a single-task network has one entry.
+        channels: Filters of the three convolutions (images only).
+        hidden: Units of the fully connected layers after them.
+        head_hidden: Units of a layer of its own in each head, 0 for none. The paper's multi-task
+            networks have 128.
+        dueling: Heads return value + advantage - mean advantage (Wang et al. 2016).
+        layer_norm: Layer normalisation after every hidden layer (PQN, Gallici et al. 2024).
+    """
+
+    obs_shape: tuple[int, ...]
+    num_actions: tuple[int, ...]
+    channels: tuple[int, int, int] = (32, 64, 64)
+    hidden: tuple[int, ...] = (512,)
+    head_hidden: int = 0
+    dueling: bool = False
+    layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.obs_shape) not in (1, 3) or min(self.obs_shape) < 1:
+            raise ValueError(
+                "Architecture: obs_shape must be (planes, height, width) or (features,), "
+                f"got {self.obs_shape}"
+            )
+        if not self.num_actions or min(self.num_actions) < 1:
+            raise ValueError(
+                "Architecture: num_actions must name at least one action per head, "
+                f"got {self.num_actions}"
+            )
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"Architecture: hidden must be positive sizes, got {self.hidden}")
+        if len(self.channels) != len(_CONVOLUTIONS) or min(self.channels) < 1:
+            raise ValueError(
+                f"Architecture: channels must be three positive sizes, got {self.channels}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as plain JSON types."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, description: dict[str, Any]) -> Architecture:
+        """The reverse of ``to_json``.
+
+        Raises:
+            ValueError: Naming a field that is unknown, missing or of a wrong kind.
+        """
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in description.items()
+        }
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(f"Architecture.from_json: {error}") from error
+
+
+# The paper's compression table: share of the teacher's parameters -> layer sizes.
+_PAPER_SIZES: dict[str, tuple[tuple[int, int, int], int]] = {
+    "100%": ((32, 64, 64), 512),
+    "25%": ((16, 32, 32), 256),
+    "7%": ((16, 16, 16), 128),
+    "4%": ((16, 16, 16), 64),
+}
+
+
+def paper_architecture(
+    size: str,
+    num_actions: int | Sequence[int],
+    *,
+    obs_shape: tuple[int, ...] = (4, 84, 84),
+    dueling: bool = False,
+    layer_norm: bool = False,
+) -> Architecture:
+    """One of the paper's networks, by its share of the teacher's parameters.
+
+    Args:
+        size: ``"100%"`` (the Nature DQN), ``"25%"``, ``"7%"`` or ``"4%"``.
+        num_actions: Outputs, or outputs per head.
+        obs_shape: Of one observation.
+        dueling: See ``Architecture``.
+        layer_norm: See ``Architecture``.
+
+    Source: Rusu et al. 2015, table of network sizes; with 18 outputs 1,693,362, 427,874, 113,346
+    and 61,954 parameters.
+    """
+    if size not in _PAPER_SIZES:
+        raise ValueError(
+            f"paper_architecture: size must be one of {list(_PAPER_SIZES)}, got {size!r}"
+        )
+    channels, hidden = _PAPER_SIZES[size]
+    heads = (num_actions,) if isinstance(num_actions, int) else tuple(num_actions)
+    return Architecture(
+        obs_shape, heads, channels, (hidden,), dueling=dueling, layer_norm=layer_norm
+    )
+
+
+def multitask_architecture(num_actions: Sequence[int], *, wide: bool = False) -> Architecture:
+    """The paper's multi-task network: one trunk, for each game a head with 128 units of its own.
+
+    Args:
+        num_actions: Actions of each game.
+        wide: The ten-game network (64 filters, 1,500 units) instead of the three-game one.
+    """
+    base = paper_architecture("100%", num_actions)
+    if wide:
+        base = replace(base, channels=(64, 64, 64), hidden=(1500,))
+    return replace(base, head_hidden=128)
+
+
+class QNetwork(nn.Module):
+    """Observations to Q-values or policy logits, by ``Architecture``.
+
+    Weights are initialised orthogonally (gain sqrt 2 before a ReLU, ``head_gain`` at the outputs),
+    biases with zeros. Torch's default left small students on a constant for thousands of updates.
+
+    Attributes:
+        architecture: The description it was built from.
+    """
+
+    obs_mean: Tensor
+    obs_scale: Tensor
+
+    def __init__(self, architecture: Architecture, *, head_gain: float = 0.1) -> None:
+        super().__init__()
+        self.architecture = architecture
+        is_image = len(architecture.obs_shape) == 3
+        frame_shape = architecture.obs_shape[1:] if is_image else architecture.obs_shape
+        # Buffers, not parameters: they are data, saved and moved with the weights. Until
+        # set_obs_statistics is called they scale uint8 to 0..1 and leave floats alone.
+        self.register_buffer("obs_mean", torch.zeros(frame_shape))
+        self.register_buffer("obs_scale", torch.full(frame_shape, 1 / 255 if is_image else 1.0))
+        self._clips = is_image
+        layers: list[nn.Module] = []
+        size = architecture.obs_shape[0]
+        if is_image:
+            height, width = frame_shape
+            for filters, (kernel, stride) in zip(architecture.channels, _CONVOLUTIONS, strict=True):
+                layers.append(nn.Conv2d(size, filters, kernel, stride))
+                if architecture.layer_norm:
+                    layers.append(nn.GroupNorm(1, filters))
+                layers.append(nn.ReLU(inplace=True))
+                height, width = ((extent - kernel) // stride + 1 for extent in (height, width))
+                if min(height, width) < 1:
+                    raise ValueError(
+                        "QNetwork: obs_shape must be at least 36 x 36 pixels, "
+                        f"got {architecture.obs_shape}"
+                    )
+                size = filters
+            layers.append(nn.Flatten())
+            size *= height * width
+        for units in architecture.hidden:
+            layers.extend(_hidden_layer(size, units, architecture.layer_norm))
+            size = units
+        self.trunk = nn.Sequential(*layers)
+        self.heads = nn.ModuleList(
+            _Head(size, actions, architecture) for actions in architecture.num_actions
+        )
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                _initialise(module, math.sqrt(2))
+        for head in self._heads():
+            for outputs in (head.output, head.value):
+                if outputs is not None:
+                    _initialise(outputs, head_gain)
+
+    def _heads(self) -> list[_Head]:
+        return [head for head in self.heads if isinstance(head, _Head)]
+
+    def set_obs_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Standardise the input: ``clip((obs - mean) / (std + floor), -5, 5)``.
+
+        Args:
+            mean: Per-pixel mean, ``[height, width]`` in 0..255, or ``[features]``.
+            std: Per-pixel deviation, likewise.
+        """
+        for name, value in (("mean", mean), ("std", std)):
+            if value.shape != self.obs_mean.shape or not bool(torch.isfinite(value).all()):
+                raise ValueError(
+                    f"QNetwork.set_obs_statistics: {name} must be finite with shape "
+                    f"{list(self.obs_mean.shape)}, got shape {list(value.shape)}"
+                )
+        floor = _STD_FLOOR if len(self.architecture.obs_shape) == 3 else 1e-3
+        self.obs_mean.copy_(mean)
+        self.obs_scale.copy_(1.0 / (std + floor))
+
+    def features(self, obs: Tensor) -> Tensor:
+        """What the heads read: ``[batch, obs...]`` uint8 or float to ``[batch, hidden]``."""
+        x = (obs - self.obs_mean).mul_(self.obs_scale)
+        if self._clips:
+            x = x.clamp_(-_CLIP, _CLIP)
+        features: Tensor = self.trunk(x)
+        return features
+
+    def forward(self, obs: Tensor, head: int = 0) -> Tensor:
+        """Q-values or logits of one head.
+
+        Args:
+            obs: ``[batch, *obs_shape]``, uint8 images or float vectors.
+            head: Index of the head.
+
+        Returns:
+            ``[batch, num_actions[head]]`` float32, also under autocast.
+        """
+        features = self.features(obs)
+        with torch.autocast(features.device.type, enabled=False):
+            outputs: Tensor = self.heads[head](features.float())
+        return outputs
+
+    def num_parameters(self) -> int:
+        """Number of trainable scalars."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class _Head(nn.Module):
+    """Features to one value per action, float32 in and out."""
+
+    def __init__(self, size: int, num_actions: int, architecture: Architecture) -> None:
+        super().__init__()
+        units = architecture.head_hidden
+        layers = _hidden_layer(size, units, architecture.layer_norm) if units else []
+        self.hidden = nn.Sequential(*layers)
+        self.output = nn.Linear(units or size, num_actions)
+        self.value = nn.Linear(units or size, 1) if architecture.dueling else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.hidden(features)
+        outputs: Tensor = self.output(hidden)
+        if self.value is None:
+            return outputs
+        value: Tensor = self.value(hidden)
+        return value + outputs - outputs.mean(dim=1, keepdim=True)
+
+
+def _initialise(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
+    nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def _hidden_layer(inputs: int, units: int, layer_norm: bool) -> list[nn.Module]:
+    layers: list[nn.Module] = [nn.Linear(inputs, units)]
+    if layer_norm:
+        layers.append(nn.LayerNorm(units))
+    return [*layers, nn.ReLU(inplace=True)]

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: MIT
+"""What every training recipe needs and none should repeat: run directories, stopping, resuming.
+
+Plain functions and small records; the training itself is written out in each recipe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import random
+import signal
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastdistill.checkpoints import load_network, save_network, versions, write_checkpoint
+from fastdistill.envs import EnvState, Episode, LaneEnv, engine_versions
+from fastdistill.evaluation import evaluate
+from fastdistill.networks import QNetwork
+from fastdistill.statistics import summarize
+
+Config = TypeVar("Config")
+
+# Second words of the seeds' entropy; 1 belongs to evaluation.
+TRAINING_STREAM, STATISTICS_STREAM, ACTING_STREAM, LEARNING_STREAM = 2, 3, 4, 5
+
+# Exit status of a run that was told to stop and has left a checkpoint (EX_TEMPFAIL).
+STOPPED_STATUS = 75
+
+
+class TrainingDiverged(RuntimeError):  # noqa: N818 (it names what happened)
+    """A loss that is not finite; the message says where its batch was saved."""
+
+
+@dataclass(frozen=True)
+class TeacherResult:
+    """What a teacher recipe ends with.
+
+    Attributes:
+        stopped: Ended by a signal, with a checkpoint, before its time.
+        step: Agent steps taken.
+        recent_return: Mean of the last training episodes, None with fewer than 20.
+        evaluation: Summary of the evaluation, empty if there was none.
+    """
+
+    stopped: bool
+    step: int
+    recent_return: float | None
+    evaluation: dict[str, Any]
+
+
+def open_run(run_dir: Path, recipe: str, config: Config, *, resume: bool) -> Config:
+    """Make a run directory with its ``config.json``, or read the configuration of one.
+
+    Args:
+        run_dir: Must not hold a run, or hold one of the same recipe when resuming.
+        recipe: Name of the recipe.
+        config: A dataclass of plain fields.
+        resume: Whether to continue; the stored configuration then wins.
+
+    Returns:
+        The configuration to train with.
+    """
+    path = run_dir / "config.json"
+    if not resume:
+        if path.exists():
+            raise ValueError(
+                f"open_run: run_dir must not hold a run, got {run_dir}; resume it or name another"
+            )
+        run_dir.mkdir(parents=True, exist_ok=True)
+        record = {
+            "recipe": recipe,
+            "config": _to_json(config),
+            "versions": {**versions(), **engine_versions()},
+        }
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        return config
+    if not path.exists():
+        raise ValueError(f"open_run: run_dir must hold a run to resume, got {run_dir}")
+    stored = json.loads(path.read_text())
+    if stored["recipe"] != recipe:
+        raise ValueError(f"open_run: run must be of {recipe}, got {stored['recipe']}")
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    for name, value in stored["config"].items():
+        fields[name] = Path(value) if isinstance(fields.get(name), Path) else value
+    fields["run_dir"] = run_dir  # it may have been moved
+    return type(config)(**fields)
+
+
+class StopRequest:
+    """SIGINT or SIGTERM ask for a stop at the next good moment; a second one ends at once.
+
+    Use as a context manager around the training loop and look at ``requested``.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True
+
+
+class TrainingState:
+    """How far a training is: counters, recent returns, acting randomness, where the time goes.
+
+    Attributes:
+        step: Agent steps taken, all lanes together.
+        updates: Gradient updates made.
+        best_return: Best recent mean of training returns that a teacher was saved at.
+        recent: Returns of the last 50 episodes.
+        episodes: Episodes finished.
+        rng: Random numbers of acting (and, in PQN, of minibatches).
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.step = 0
+        self.updates = 0
+        self.best_return = float("-inf")
+        self.recent: deque[float] = deque(maxlen=50)
+        self.episodes = 0
+        self.rng = np.random.default_rng((seed, ACTING_STREAM))
+        self._fresh: list[Episode] = []
+        self._seconds: dict[str, float] = {}
+        self._begun = self._mark = self._recorded = time.perf_counter()
+        self._recorded_step = 0
+
+    def add_episodes(self, episodes: tuple[Episode, ...]) -> None:
+        """Take the episodes that a step finished."""
+        self.recent.extend(episode.episode_return for episode in episodes)
+        self.episodes += len(episodes)
+        self._fresh.extend(episodes)
+
+    @property
+    def recent_return(self) -> float | None:
+        """Mean of the recent returns once there are 20."""
+        return float(np.mean(self.recent)) if len(self.recent) >= 20 else None
+
+    def reached(self, goal: float | None) -> bool:
+        """Whether the last 50 episodes average at least ``goal``."""
+        full = len(self.recent) == self.recent.maxlen
+        return goal is not None and full and float(np.mean(self.recent)) >= goal
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last lap as spent in ``part``."""
+        now = time.perf_counter()
+        self._seconds[part] = self._seconds.get(part, 0.0) + now - self._mark
+        self._mark = now
+
+    def metrics(self) -> dict[str, float]:
+        """What every recipe records, over the time since the last call."""
+        now = time.perf_counter()
+        values: dict[str, float] = {
+            "charts/episodes": self.episodes,
+            "charts/SPS": (self.step - self._recorded_step) / (now - self._recorded),
+            "time/updates": self.updates,
+            "time/wall_seconds": now - self._begun,
+            **{f"time/{part}_seconds": seconds for part, seconds in self._seconds.items()},
+        }
+        if self._fresh:
+            returns = [episode.episode_return for episode in self._fresh]
+            lengths = [episode.length_steps for episode in self._fresh]
+            values["charts/episodic_return"] = float(np.mean(returns))
+            values["charts/episodic_length"] = float(np.mean(lengths))
+        self._fresh, self._seconds = [], {}
+        self._recorded, self._recorded_step = now, self.step
+        return values
+
+    def card(self) -> dict[str, Any]:
+        """Everything to continue from, as plain JSON types."""
+        return {
+            "step": self.step,
+            "updates": self.updates,
+            "best_return": None if self.best_return == float("-inf") else self.best_return,
+            "recent_returns": list(self.recent),
+            "episodes": self.episodes,
+            "rng": self.rng.bit_generator.state,
+            "wall_seconds": time.perf_counter() - self._begun,
+        }
+
+    def restore(self, card: dict[str, Any]) -> None:
+        """The reverse of ``card``."""
+        self.step = self._recorded_step = card["step"]
+        self.updates = card["updates"]
+        self.best_return = float("-inf") if card["best_return"] is None else card["best_return"]
+        self.recent.extend(card["recent_returns"])
+        self.episodes = card["episodes"]
+        self.rng.bit_generator.state = card["rng"]
+        self._begun = time.perf_counter() - card["wall_seconds"]
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep the memory of freed batches for the next one.
+
+    By default it returns megabytes to the system at each free and takes a page fault per 4 KB at
+    the next allocation: a DQN update of 64 rows took 34 ms that way and takes 20 ms without (2
+    cores of an AMD EPYC, November 2026). Elsewhere than on glibc this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    mallopt(mmap_threshold, 32 << 20)  # the largest it accepts
+    mallopt(trim_threshold, 1 << 30)
+
+
+def seed_torch(seed: int, *, deterministic: bool) -> None:
+    """Seed every global generator; refuse non-deterministic kernels if asked to."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def pick_device(device: str) -> torch.device:
+    """``"auto"`` is CUDA where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def linear(start: float, end: float, fraction: float) -> float:
+    """``start`` at fraction 0 to ``end`` at 1 and beyond."""
+    return start + (end - start) * min(max(fraction, 0.0), 1.0)
+
+
+def env_tensors(state: EnvState) -> dict[str, Tensor]:
+    """An environment's state as checkpoint tensors."""
+    return {
+        "env.seed": torch.tensor(state.seed, dtype=torch.int64),
+        "env.reseeds": torch.from_numpy(state.reseeds),
+        "env.lengths_steps": torch.from_numpy(state.lengths_steps),
+        "env.actions": torch.from_numpy(state.actions.copy()),
+    }
+
+
+def restore_env(env: LaneEnv, tensors: dict[str, Tensor]) -> None:
+    """The reverse of ``env_tensors``, played into ``env``."""
+    env.restore(
+        EnvState(
+            tuple(tensors["env.seed"].tolist()),
+            tensors["env.reseeds"].numpy(),
+            tensors["env.lengths_steps"].numpy(),
+            tensors["env.actions"].numpy(),
+        )
+    )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as checkpoint tensors."""
+    return {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, entries in optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The reverse of ``optimizer_tensors``."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+
+
+def network_tensors(network: QNetwork, prefix: str = "network") -> dict[str, Tensor]:
+    """A network's state under a prefix, as checkpoint tensors."""
+    return {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
+
+
+def restore_network(network: QNetwork, tensors: dict[str, Tensor], prefix: str = "network") -> None:
+    """The reverse of ``network_tensors``."""
+    start = f"{prefix}."
+    network.load_state_dict(
+        {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+    )
+
+
+def save_best(run_dir: Path, network: QNetwork, env: LaneEnv, at: TrainingState) -> None:
+    """Write ``run_dir/teacher.json`` if the recent training returns are the best so far.
+
+    Before there are 20 returns any network counts as the best.
+    """
+    recent = at.recent_return
+    if recent is None and at.best_return > float("-inf"):
+        return
+    if recent is not None:
+        if recent < at.best_return:
+            return
+        at.best_return = recent
+    save_network(
+        run_dir / "teacher",
+        network,
+        {
+            "kind": "q_values",
+            "game": env.name,
+            "action_meanings": list(env.action_meanings),
+            "environment": env.settings,
+            "trained_steps": at.step,
+            "training_return": recent,
+        },
+    )
+
+
+def evaluate_teacher(
+    run_dir: Path,
+    game: str,
+    *,
+    episodes: int,
+    preset: str,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Play the run's teacher, write the score into its card and ``evaluation.json``.
+
+    Returns:
+        The score's summary as plain JSON types.
+    """
+    network, card = load_network(run_dir / "teacher")
+    record = evaluate(
+        network.to(device), game, episodes=episodes, preset=preset, seed=seed, device=device
+    )
+    summary = asdict(summarize(record.returns, game))
+    score = {**record.to_json(), "summary": summary}
+    kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
+    save_network(run_dir / "teacher", network, {**kept, "scores": [score]})
+    (run_dir / "evaluation.json").write_text(json.dumps(score, indent=2) + "\n")
+    return summary
+
+
+def evaluation_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """The summary of an evaluation as metrics."""
+    return {
+        "eval/return_mean": summary["mean"]["value"],
+        "eval/return_std": summary["std"],
+        "eval/episodes": summary["episodes"],
+    }
+
+
+def refuse_divergence(run_dir: Path, step: int, loss: float, batch: dict[str, Tensor]) -> None:
+    """Stop on a loss that is not finite, with its batch saved for the post-mortem.
+
+    Raises:
+        TrainingDiverged: If ``loss`` is infinite or NaN.
+    """
+    if np.isfinite(loss):
+        return
+    path = write_checkpoint(run_dir / "diverged", batch, {"step": step, "loss": str(loss)})
+    raise TrainingDiverged(
+        f"training: loss must be finite, got {loss} at step {step}; the batch is in {path}"
+    )
+
+
+def epsilon_greedy(
+    greedy: NDArray[np.int64], epsilon: float, num_actions: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Replace each greedy action by a random one with probability ``epsilon``."""
+    explore = rng.random(len(greedy)) < epsilon
+    return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
+
+
+def _to_json(config: object) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()  # type: ignore[call-overload]
+    }

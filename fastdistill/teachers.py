@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: MIT
+"""Teachers: a checkpoint or any torch module, checked against the environment before use.
+
+A teacher that sees other observations or counts its actions otherwise than the environment plays
+badly without an error; here each mismatch is refused in words. Labels are always float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdistill.checkpoints import load_network
+from fastdistill.envs import LaneEnv
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A module that labels observations with action values.
+
+    Attributes:
+        module: In evaluation mode, without gradients, on ``device``.
+        card: The checkpoint's description; empty for a module of the caller's.
+        device: Where it runs.
+    """
+
+    module: nn.Module
+    card: dict[str, Any]
+    device: torch.device
+
+    @torch.no_grad()
+    def q_values(self, obs: Tensor) -> Tensor:
+        """Action values of ``[batch, *obs_shape]`` observations, ``[batch, actions]`` float32.
+
+        Autocast is switched off: bfloat16 rounds away the gap between the best two actions in
+        one state of twelve.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            values: Tensor = self.module(obs.to(self.device))
+        return values.float()
+
+    __call__ = q_values
+
+
+def load_teacher(
+    source: str | Path | nn.Module, env: LaneEnv, *, device: torch.device | str = "cpu"
+) -> Teacher:
+    """A teacher for ``env``.
+
+    Args:
+        source: ``"zoo:NAME"`` for one that ships, the path of a checkpoint (description,
+            directory), or any module that maps ``[batch, *env.obs_shape]`` observations (uint8
+            for images) to ``[batch, env.num_actions]`` values. The module is put into evaluation
+            mode, frozen and moved.
+        env: What it will be asked about.
+        device: Where it will run.
+
+    Raises:
+        ValueError: In words, where observations, actions or outputs do not fit ``env``; or a
+            damaged checkpoint.
+        TypeError: ``source`` is none of the above, or the module returns something else.
+    """
+    card: dict[str, Any] = {}
+    if isinstance(source, nn.Module):
+        module = source
+    elif isinstance(source, (str, Path)):
+        module, card = load_network(checkpoint_path(source))
+        _check_card(card, env)
+    else:
+        raise TypeError(
+            "load_teacher: source must be a checkpoint path, 'zoo:NAME' or a torch module, "
+            f"got {type(source).__name__}"
+        )
+    module = module.to(device).eval().requires_grad_(False)
+    teacher = Teacher(module, card, torch.device(device))
+    _check_outputs(teacher, env)
+    return teacher
+
+
+def checkpoint_path(source: str | Path) -> Path:
+    """The path that a checkpoint argument means; ``"zoo:pong"`` is in the package."""
+    if isinstance(source, str) and source.startswith("zoo:"):
+        path = ZOO / f"{source.removeprefix('zoo:')}.json"
+        if not path.is_file():
+            raise ValueError(
+                f"load_teacher: zoo teacher must be one of {zoo_names()}, "
+                f"got {source.removeprefix('zoo:')!r}"
+            )
+        return path
+    return Path(source)
+
+
+def zoo_names() -> list[str]:
+    """Teachers that ship with the package."""
+    return sorted(path.stem for path in ZOO.glob("*.json"))
+
+
+def _check_card(card: dict[str, Any], env: LaneEnv) -> None:
+    architecture = card["architecture"]
+    if tuple(architecture["obs_shape"]) != env.obs_shape:
+        raise ValueError(
+            f"load_teacher: teacher must see observations of shape {list(env.obs_shape)} "
+            f"({env.name}), got one for {architecture['obs_shape']}"
+        )
+    if architecture["num_actions"][0] != env.num_actions:
+        raise ValueError(
+            f"load_teacher: teacher must have the {env.num_actions} actions of {env.name}, got "
+            f"{architecture['num_actions'][0]}; is one of them using the full set of 18?"
+        )
+    meanings = card.get("action_meanings")
+    if meanings and tuple(meanings) != env.action_meanings:
+        raise ValueError(
+            f"load_teacher: teacher's actions must mean {list(env.action_meanings)} "
+            f"({env.name}), got {meanings}"
+        )
+    if card.get("game") not in (None, env.name):
+        raise ValueError(
+            f"load_teacher: teacher must have been trained on {env.name}, got {card['game']!r}"
+        )
+
+
+def _check_outputs(teacher: Teacher, env: LaneEnv) -> None:
+    dtype = torch.uint8 if len(env.obs_shape) == 3 else torch.float32
+    probe = torch.zeros((2, *env.obs_shape), dtype=dtype, device=teacher.device)
+    wanted = f"[batch, {env.num_actions}] values for {str(dtype)[6:]} [batch, "
+    wanted += ", ".join(map(str, env.obs_shape)) + "] observations"
+    try:
+        with torch.no_grad():
+            values = teacher.module(probe)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"load_teacher: module must return {wanted}, got {type(error).__name__}: {error}; "
+            "wrap it in a module that converts the observations"
+        ) from error
+    if not isinstance(values, Tensor):
+        raise TypeError(f"load_teacher: module must return {wanted}, got {type(values).__name__}")
+    if values.shape != (2, env.num_actions) or not values.is_floating_point():
+        raise ValueError(
+            f"load_teacher: module must return {wanted}, got {values.dtype} {list(values.shape)}"
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"load_teacher: module must return finite {wanted}, got {values.tolist()}")

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Metric records: files as they should read, also after a resume or a torn line."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastdistill import metrics
+from fastdistill.metrics import (
+    METRICS,
+    JsonlWriter,
+    NullWriter,
+    Progress,
+    RunWriter,
+    TensorBoardWriter,
+    metrics_table,
+    read_jsonl,
+)
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def test_records_come_back_line_by_line(tmp_path):
+    writer = JsonlWriter(tmp_path / "run" / "metrics.jsonl")
+    writer.write(10, {"charts/SPS": 123.5, "charts/epsilon": 0.1})
+    # Readable at once: a dashboard follows the file while the run goes on.
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == [
+        {"step": 10, "charts/SPS": 123.5, "charts/epsilon": 0.1}
+    ]
+    writer.close()
+
+
+def test_resuming_drops_later_records_and_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path)
+    for step in (1, 2, 3, 4):
+        writer.write(step, {"charts/SPS": float(step)})
+    writer.close()
+    with path.open("a") as file:
+        file.write('{"step": 5, "cha')
+    resumed = JsonlWriter(path, resume_step=2)
+    resumed.write(3, {"charts/SPS": 30.0})
+    resumed.close()
+    assert [(r["step"], r["charts/SPS"]) for r in read_jsonl(path)] == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_damage_inside_the_file_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="line 2 must be JSON"):
+        read_jsonl(path)
+
+
+@pytest.mark.parametrize("kind", [NullWriter, JsonlWriter, TensorBoardWriter])
+def test_an_undeclared_key_is_an_error(tmp_path, kind):
+    writer = kind() if kind is NullWriter else kind(tmp_path / "out")
+    with pytest.raises(ValueError, match="key must be declared in METRICS, got 'charts/fps'"):
+        writer.write(1, {"charts/fps": 1.0})
+    writer.close()
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    writer = RunWriter(tmp_path)
+    for step in (1, 5):
+        writer.write(step, {"losses/td_loss": step / 2})
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("losses/td_loss")
+    assert [(event.step, event.value) for event in events] == [(1, 0.5), (5, 2.5)]
+    assert [record["losses/td_loss"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [
+        0.5,
+        2.5,
+    ]
+
+
+def test_tensorboard_can_be_left_out(tmp_path):
+    RunWriter(tmp_path, tensorboard=False).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_documented_table_is_the_declared_one():
+    text = DOCS.read_text()
+    assert metrics_table() in text
+    assert text.count("| `") == len(METRICS)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_on_a_terminal_renews_one_line(clock):
+    stream = Terminal()
+    progress = Progress(10_000, start_step=1_000, stream=stream)
+    clock[0] += 0.1
+    progress.update(1_100, [])
+    assert stream.getvalue() == ""  # too soon
+    clock[0] += 0.9
+    progress.update(2_000, [1.0, 2.0], "eps 0.5")
+    line = stream.getvalue()
+    assert line.startswith("\r\x1b[K")
+    assert "\n" not in line
+    for part in ("2,000/10,000", "1,000/s", "left 0:08", "return     1.50", "eps 0.5"):
+        assert part in line
+    progress.close()
+    assert stream.getvalue().endswith("\n")
+
+
+def test_progress_elsewhere_writes_plain_lines_seldom(clock):
+    stream = io.StringIO()
+    progress = Progress(100_000, stream=stream)
+    for _ in range(40):
+        clock[0] += 1
+        progress.update(int(clock[0] - 100) * 10, [])
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert "\x1b" not in stream.getvalue()
+    assert "left 2:46:25" in lines[0]
+
+
+def test_json_lines_are_json(tmp_path):
+    writer = JsonlWriter(tmp_path / "m.jsonl")
+    writer.write(1, {"eval/return_mean": -20.5})
+    writer.close()
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "eval/return_mean": -20.5}

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""The paper's networks: parameter counts, input handling, initialisation, float32 heads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastdistill.networks import (
+    Architecture,
+    QNetwork,
+    multitask_architecture,
+    paper_architecture,
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("100%", 1_693_362), ("25%", 427_874), ("7%", 113_346), ("4%", 61_954)]
+)
+def test_parameter_counts_are_the_papers(size, count):
+    assert QNetwork(paper_architecture(size, 18)).num_parameters() == count
+
+
+def test_multitask_parameter_counts_are_the_papers():
+    # Three games with 12 actions in total, ten games with 85.
+    assert QNetwork(multitask_architecture([3, 3, 6])).num_parameters() == 1_882_668
+    ten = multitask_architecture([9, 4, 9, 3, 9, 3, 6, 18, 18, 6], wide=True)
+    assert sum(ten.num_actions) == 85
+    assert QNetwork(ten).num_parameters() == 6_756_721
+
+
+def test_forward_equals_the_formula_written_out():
+    torch.manual_seed(0)
+    network = QNetwork(paper_architecture("7%", 6))
+    mean, std = torch.rand(84, 84) * 100, torch.rand(84, 84) * 40
+    network.set_obs_statistics(mean, std)
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    weights = {name: value.double() for name, value in network.state_dict().items()}
+    x = ((obs.double() - mean.double()) / (std.double() + 5.1)).clamp(-5, 5)
+    for layer, stride in ((0, 4), (2, 2), (4, 1)):
+        weight, bias = weights[f"trunk.{layer}.weight"], weights[f"trunk.{layer}.bias"]
+        x = F.relu(F.conv2d(x, weight, bias, stride=stride))
+    x = F.relu(F.linear(x.flatten(1), weights["trunk.7.weight"], weights["trunk.7.bias"]))
+    expected = F.linear(x, weights["heads.0.output.weight"], weights["heads.0.output.bias"])
+    torch.testing.assert_close(network(obs).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_uint8_input_is_scaled_to_one_until_statistics_are_set():
+    network = QNetwork(paper_architecture("4%", 4))
+    white = torch.full((1, 4, 84, 84), 255, dtype=torch.uint8)
+    seen = []
+    network.trunk[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    network(white)
+    torch.testing.assert_close(seen[0], torch.ones(1, 4, 84, 84))
+
+
+def test_a_pixel_that_never_moved_is_clipped_when_it_does():
+    network = QNetwork(paper_architecture("4%", 4))
+    network.set_obs_statistics(torch.zeros(84, 84), torch.zeros(84, 84))
+    seen = []
+    network.trunk[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    network(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8))
+    assert seen[0].max() == 5
+
+
+def test_statistics_travel_with_the_weights_and_are_no_parameters():
+    first, second = (QNetwork(paper_architecture("4%", 4)) for _ in range(2))
+    first.set_obs_statistics(torch.full((84, 84), 50.0), torch.full((84, 84), 10.0))
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(second.obs_mean, torch.full((84, 84), 50.0))
+    assert not any("obs" in name for name, _ in first.named_parameters())
+
+
+def test_heads_are_float32_under_autocast_while_convolutions_are_not():
+    torch.manual_seed(0)
+    network = QNetwork(paper_architecture("25%", 6))
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    dtypes = {}
+    for name in ("trunk.0", "heads.0.output"):
+        network.get_submodule(name).register_forward_hook(
+            lambda _m, _i, out, name=name: dtypes.update({name: out.dtype})
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        values = network(obs)
+    assert dtypes == {"trunk.0": torch.bfloat16, "heads.0.output": torch.float32}
+    assert values.dtype == torch.float32
+    # Values a bfloat16 head could not have made: they need more than 8 bits of mantissa.
+    assert (values != values.bfloat16().float()).any()
+
+
+def test_dueling_head_separates_value_and_advantage():
+    torch.manual_seed(0)
+    network = QNetwork(paper_architecture("4%", 5, dueling=True))
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    head = network.heads[0]
+    features = network.features(obs)
+    value, advantage = head.value(features), head.output(features)
+    torch.testing.assert_close(
+        network(obs), value + advantage - advantage.mean(dim=1, keepdim=True)
+    )
+    torch.testing.assert_close(network(obs).mean(dim=1, keepdim=True), value)
+
+
+def test_layer_norm_follows_every_hidden_layer():
+    network = QNetwork(paper_architecture("4%", 4, layer_norm=True))
+    kinds = [type(module).__name__ for module in network.trunk]
+    assert kinds.count("GroupNorm") == 3
+    assert kinds.count("LayerNorm") == 1
+
+
+def test_weights_start_orthogonal_with_zero_biases():
+    network = QNetwork(paper_architecture("100%", 6))
+    weight = network.trunk[7].weight.detach()
+    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(512), atol=1e-4, rtol=0)
+    outputs = network.heads[0].output
+    torch.testing.assert_close(
+        outputs.weight @ outputs.weight.T, 0.01 * torch.eye(6), atol=1e-5, rtol=0
+    )
+    assert not any(p.any() for name, p in network.named_parameters() if name.endswith("bias"))
+
+
+def test_a_head_reads_the_shared_trunk_and_leaves_the_others_alone():
+    network = QNetwork(multitask_architecture([3, 6]))
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    assert network(obs, head=0).shape == (2, 3)
+    network(obs, head=1).sum().backward()
+    assert all(p.grad is None for p in network.heads[0].parameters())
+    assert network.trunk[0].weight.grad.abs().sum() > 0
+
+
+def test_vector_observations_get_an_mlp():
+    network = QNetwork(Architecture((4,), (2,), hidden=(64, 64)))
+    assert network.num_parameters() == 4 * 64 + 64 + 64 * 64 + 64 + 64 * 2 + 2
+    assert network(torch.randn(5, 4)).shape == (5, 2)
+
+
+def test_architecture_survives_json():
+    architecture = multitask_architecture([3, 6, 18], wide=True)
+    text = json.dumps(architecture.to_json())
+    assert Architecture.from_json(json.loads(text)) == architecture
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"obs_shape": (84, 84)}, "obs_shape must be"),
+        ({"num_actions": ()}, "num_actions must name at least one action per head"),
+        ({"hidden": ()}, "hidden must be positive sizes"),
+        ({"channels": (16, 16)}, "channels must be three positive sizes"),
+    ],
+)
+def test_impossible_architectures_are_refused(change, message):
+    fields = {"obs_shape": (4, 84, 84), "num_actions": (6,), **change}
+    with pytest.raises(ValueError, match=message):
+        Architecture(**fields)
+
+
+def test_other_bad_input_is_refused():
+    with pytest.raises(ValueError, match="size must be one of"):
+        paper_architecture("50%", 6)
+    with pytest.raises(ValueError, match="at least 36 x 36"):
+        QNetwork(Architecture((3, 20, 20), (4,)))
+    with pytest.raises(ValueError, match=r"from_json: .*colour"):
+        Architecture.from_json({"obs_shape": [4], "num_actions": [2], "colour": 1})
+    network = QNetwork(paper_architecture("4%", 4))
+    with pytest.raises(ValueError, match=r"mean must be finite with shape \[84, 84\]"):
+        network.set_obs_statistics(torch.zeros(3), torch.zeros(84, 84))
+    with pytest.raises(ValueError, match="std must be finite"):
+        network.set_obs_statistics(torch.zeros(84, 84), torch.full((84, 84), float("nan")))

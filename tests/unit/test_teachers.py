@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""Teachers: what fits is loaded, what does not is refused in words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from fastdistill.checkpoints import save_network
+from fastdistill.envs import make_atari, make_env
+from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.teachers import checkpoint_path, load_teacher, zoo_names
+
+
+@pytest.fixture(scope="module")
+def pong():
+    env = make_atari("pong", 1)
+    yield env
+    env.close()
+
+
+def saved(tmp_path, env, **changes):
+    card = {"game": env.name, "action_meanings": list(env.action_meanings), **changes}
+    return save_network(tmp_path / "teacher", QNetwork(paper_architecture("4%", 6)), card)
+
+
+class Plain(nn.Module):
+    """A teacher of the user's: any module."""
+
+    def __init__(self, actions: int, **options) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.layer = nn.Linear(4 * 84 * 84, actions)
+        self.options = options
+
+    def forward(self, obs):
+        values = self.layer(self.dropout(obs.flatten(1) / 255))
+        if self.options.get("wrap"):
+            return (values, None)
+        return values * self.options.get("scale", 1.0)
+
+
+def test_a_checkpoint_labels_in_float32_even_under_autocast(tmp_path, pong):
+    path = saved(tmp_path, pong)
+    teacher = load_teacher(path, pong)
+    obs = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    expected = teacher.module(obs)
+    with torch.autocast("cpu", torch.bfloat16):
+        labels = teacher.q_values(obs)
+    assert labels.dtype == torch.float32
+    assert not labels.requires_grad
+    assert torch.equal(labels, expected)
+    assert teacher.card["game"] == "pong"
+
+
+def test_a_directory_and_a_path_mean_the_same_teacher(tmp_path, pong):
+    path = saved(tmp_path / "run", pong)
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    assert torch.equal(load_teacher(path, pong)(obs), load_teacher(tmp_path / "run", pong)(obs))
+
+
+def test_any_module_is_frozen_and_put_into_evaluation_mode(pong):
+    module = Plain(6)
+    teacher = load_teacher(module, pong)
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    assert torch.equal(teacher(obs), teacher(obs))  # no dropout
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_half_precision_outputs_become_float32(pong):
+    class Half(Plain):
+        def forward(self, obs):
+            return super().forward(obs).half()
+
+    assert load_teacher(Half(6), pong)(torch.zeros(1, 4, 84, 84)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (Plain(18), ValueError, r"must return \[batch, 6\] values.*got torch.float32 \[2, 18\]"),
+        (Plain(6, wrap=True), TypeError, r"must return \[batch, 6\] values.*got tuple"),
+        (Plain(6, scale=float("nan")), ValueError, "must return finite"),
+        (nn.Conv2d(4, 6, 84), ValueError, "got RuntimeError.*wrap it in a module"),
+        (nn.Flatten(), ValueError, r"got torch.uint8 \[2, 28224\]"),
+    ],
+)
+def test_modules_that_do_not_fit_are_refused(pong, module, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        load_teacher(module, pong)
+
+
+def test_cards_that_do_not_fit_are_refused(tmp_path, pong):
+    with pytest.raises(ValueError, match="must have been trained on pong, got 'qbert'"):
+        load_teacher(saved(tmp_path, pong, game="qbert"), pong)
+    swapped = ["NOOP", "FIRE", "LEFT", "RIGHT", "LEFTFIRE", "RIGHTFIRE"]
+    with pytest.raises(ValueError, match=r"actions must mean \['NOOP', 'FIRE', 'RIGHT'"):
+        load_teacher(saved(tmp_path, pong, action_meanings=swapped), pong)
+    path = saved(tmp_path, pong)
+    full = make_atari("pong", 1, full_action_space=True)
+    with pytest.raises(ValueError, match="must have the 18 actions of pong, got 6; is one of"):
+        load_teacher(path, full)
+    with pytest.raises(ValueError, match=r"observations of shape \[4\] \(CartPole-v1\)"):
+        load_teacher(path, make_env("CartPole-v1", 1))
+    with pytest.raises(TypeError, match=r"source must be a checkpoint path.*got int"):
+        load_teacher(7, pong)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path, pong):
+    path = saved(tmp_path, pong)
+    weights = path.with_name(json.loads(path.read_text())["weights"]["file"])
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"must have .* bytes"):
+        load_teacher(path, pong)
+
+
+def test_zoo_names_are_paths_in_the_package():
+    for name in zoo_names():
+        assert checkpoint_path(f"zoo:{name}").is_file()
+    with pytest.raises(ValueError, match=r"zoo teacher must be one of \[.*got 'chess'"):
+        checkpoint_path("zoo:chess")

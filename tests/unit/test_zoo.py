@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""What ships: every zoo teacher is small, described, whole, and plays as its card says."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastdistill.checkpoints import read_card
+from fastdistill.envs import make_env
+from fastdistill.evaluation import evaluate_env
+from fastdistill.teachers import ZOO, checkpoint_path, load_teacher, zoo_names
+
+
+def test_pong_ships():
+    assert "pong" in zoo_names()
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_cards_say_what_a_user_must_know(name):
+    card = read_card(checkpoint_path(f"zoo:{name}"))
+    for key in ("game", "kind", "action_meanings", "environment", "training", "scores", "limits"):
+        assert card[key], key
+    assert (ZOO / card["weights"]["file"]).stat().st_size < 4e6
+    for score in card["scores"]:
+        assert len(score["returns"]) == score["episodes"] >= 30
+        assert score["mean"] == pytest.approx(sum(score["returns"]) / score["episodes"], abs=0.005)
+        for key in ("preset", "epsilon", "seed", "num_lanes"):
+            assert key in score
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", zoo_names())
+def test_teachers_play_as_their_cards_say(name):
+    # Another seed than the card's. Six standard errors of both means: false alarm 2e-9; a teacher
+    # that stopped playing is tens of standard errors away.
+    card = read_card(checkpoint_path(f"zoo:{name}"))
+    score = card["scores"][0]
+    env = make_env(card["game"], 10, preset=score["preset"], training=False)
+    teacher = load_teacher(f"zoo:{name}", env)
+    record = evaluate_env(teacher, env, episodes=20, epsilon=score["epsilon"], seed=77)
+    error = score["std"] * (1 / score["episodes"] + 1 / 20) ** 0.5
+    assert abs(record.mean - score["mean"]) < 6 * error
