@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPP_TESTS := build/cpp
 
-.PHONY: help setup build demo test test-cpp check format sanitize bench gpu clean
+.PHONY: help setup build demo test test-cpp check format sanitize stress bench gpu clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,8 +14,8 @@ help:  ## Show this list
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt scikit-build-core pybind11 cmake ninja
-	$(BIN)/pip install --quiet --upgrade -c constraints.txt "torch>=2.10" numpy pytest pytest-timeout \
-	  pytest-benchmark hypothesis ruff mypy clang-format clang-tidy
+	$(BIN)/pip install --quiet --upgrade -c constraints.txt "torch>=2.10" numpy safetensors ale-py gymnasium \
+	  tyro tensorboard pillow pytest pytest-timeout pytest-benchmark hypothesis ruff mypy clang-format clang-tidy
 	touch $@
 
 setup: $(VENV)/ready  ## Make .venv with the pinned dependencies
@@ -59,6 +59,11 @@ sanitize: setup  ## Run the C++ tests under ThreadSanitizer, then AddressSanitiz
 	  $(BIN)/cmake --build build/$$kind && \
 	  $(BIN)/ctest --test-dir build/$$kind --output-on-failure || exit 1; \
 	done
+
+stress: setup  ## Run the concurrent replay for 10^9 operations and the long property tests
+	$(MAKE) test-cpp
+	$(CPP_TESTS)/tests/cpp/test_replay_stress 1000000000
+	$(BIN)/pytest -m "slow or stress" tests/property tests/stress
 
 bench: build  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
 	$(BIN)/python benchmarks/run.py

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Runs the benchmarks and writes what the documents show.
 
-    python benchmarks/run.py            all rows; writes benchmarks/results/, docs/benchmarks.md and
-                                        the table of README.md
-    python benchmarks/run.py --short    the smaller rows, printed only
-    python benchmarks/run.py --render   rewrites the documents from the results, measuring nothing
+python benchmarks/run.py            all rows; writes benchmarks/results/, docs/benchmarks.md and
+                                    the table of README.md
+python benchmarks/run.py --short    the smaller rows, printed only
+python benchmarks/run.py --render   rewrites the documents from the results, measuring nothing
 """
 
 from __future__ import annotations
@@ -52,9 +52,13 @@ def measure(short: bool) -> dict[str, object]:
 
 def main() -> None:
     """Parses the command line and does what it says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--short", action="store_true", help="the smaller rows, printed only")
-    parser.add_argument("--render", action="store_true", help="rewrite the documents, measure nothing")
+    parser.add_argument(
+        "--render", action="store_true", help="rewrite the documents, measure nothing"
+    )
     arguments = parser.parse_args()
     os.chdir(ROOT)
     results = ROOT / "benchmarks" / "results" / "losses_cpu.json"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Forward and backward of the KL loss: ours, torch eager, torch.compile, and the floor of the machine.
+"""Forward and backward of the KL loss: ours, torch eager, torch.compile, and the floor.
 
 The floor is what moving the bytes costs: one pass that reads both matrices and writes one. For the
 smallest batch, where bytes cost nothing, it is the cheapest backward that autograd can do.

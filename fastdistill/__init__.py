@@ -12,11 +12,14 @@ from fastdistill.losses import (
     distill_reverse_kl,
     td_loss,
 )
+from fastdistill.replay import PrioritizedReplay, ReplayBatch
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DistillLoss",
+    "PrioritizedReplay",
+    "ReplayBatch",
     "distill_jsd",
     "distill_kl",
     "distill_loss_and_grad",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The native modules: the only place that imports them and explains why one is missing.
 
-`_core` (CPU losses, replay) is required. `_cuda` (CUDA kernels) is loaded when the first CUDA tensor
-arrives, so that this package works on machines without a driver or built without nvcc.
+`_core` (CPU losses, replay) is required. `_cuda` (CUDA kernels) is loaded when the first CUDA
+tensor arrives, so that this package works on machines without a driver or built without nvcc.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ try:
 except ImportError as error:
     raise ImportError(
         "fastdistill: the native module _core did not load. Likely causes: (1) the package was "
-        "imported from its source tree without `pip install .`; (2) it was built for another Python; "
-        f"(3) the C++ runtime of this machine is older than the one it was built with. {error}"
+        "imported from its source tree without `pip install .`; (2) it was built for another "
+        f"Python; (3) the C++ runtime of this machine is older than the one it was built with. {error}"
     ) from error
 
 core = _core
@@ -50,7 +50,7 @@ _workspaces: list[torch.Tensor] = []
 
 
 def cuda_workspace(device_index: int, size_bytes: int, keep: bool) -> torch.Tensor:
-    """Returns zeroed scratch memory of the CUDA kernels; with `keep` it lives as long as the process."""
+    """Returns zeroed scratch memory of the CUDA kernels; `keep` holds it till the process ends."""
     workspace = torch.zeros(size_bytes, dtype=torch.uint8, device=f"cuda:{device_index}")
     if keep:
         _workspaces.append(workspace)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastdistill import _core
+from fastdistill._native import core as _core
 
 
 class ReplayBatch(NamedTuple):

@@ -8,17 +8,16 @@ docs/losses.md.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from fastdistill import losses_ops  # noqa: F401  (registers torch.ops.fastdistill)
 from fastdistill._native import core
-from fastdistill.losses_reference import distill_reference, td_reference
+from fastdistill.losses_autograd import Options, distill_apply, reference_of, td_apply
+from fastdistill.losses_reference import KINDS, TD_KINDS, td_reference
 
-KINDS = {"kl": 0, "reverse_kl": 1, "jsd": 2, "nll": 3, "mse": 4}
-TD_KINDS = {"huber": 0, "mse": 1}
+_KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+_TD_KIND_NUMBERS = {kind: number for number, kind in enumerate(TD_KINDS)}
 _PLAIN = (Tensor, nn.Parameter)
 
 _native_distill = core.distill
@@ -52,7 +51,8 @@ def distill_kl(
             Q-values of a DQN trained with clipped rewards.
         student_temperature: Divides the student's logits; in [1e-8, 1e8]. 1 is the paper's form;
             set it to `temperature` and multiply by its square for the form of Hinton et al. (2015).
-        action_mask: bool [actions] or [batch, actions], True where an action is allowed. Others have
+        action_mask: bool [actions] or [batch, actions], True where an action is allowed. Others
+        have
             probability 0 on both sides and gradient 0. A logit of -inf masks its own side.
         weight: [batch], multiplies each row's loss; a weight of 0 silences its row even if it holds
             NaN. It does not enter the divisor of the mean; must not require grad.
@@ -99,7 +99,8 @@ def distill_reverse_kl(
     student has probability on an action that the teacher rules out (-inf), the loss is +inf and the
     row's gradient 0: mask such actions with `action_mask`.
 
-    Source: Gu et al. 2024, MiniLLM, equation 1; Czarnecki et al. 2019, Distilling Policy Distillation.
+    Source: Gu et al. 2024, MiniLLM, equation 1; Czarnecki et al. 2019, Distilling Policy
+    Distillation.
     """
     options = (1, temperature, student_temperature, 0.5, reduction, "distill_reverse_kl")
     return _distill(student_logits, teacher_logits, action_mask, weight, options)
@@ -198,7 +199,8 @@ def distill_loss_and_grad(
             gradient and returned, so that a training loop allocates nothing.
 
     Returns:
-        (loss, grad): as the function of that kind returns, and [batch, actions] in the student's dtype.
+        (loss, grad): as the function of that kind returns, and [batch, actions] in the student's
+        dtype.
 
     Raises:
         TypeError, ValueError: As `distill_kl`; also for an option that `kind` does not use.
@@ -307,7 +309,8 @@ def td_loss(
         differentiable and without the weight.
 
     Raises:
-        IndexError: An action is outside [0, actions) (CPU; on CUDA, where looking would wait for the
+        IndexError: An action is outside [0, actions) (CPU; on CUDA, where looking would wait for
+        the
             device, such a row's loss and |td| are NaN and its gradient 0).
         TypeError, ValueError: As `distill_kl`.
 
@@ -318,7 +321,7 @@ def td_loss(
 
     Source: Mnih et al. 2015, Human-level control through deep reinforcement learning, Methods.
     """
-    code = TD_KINDS.get(kind)
+    code = _TD_KIND_NUMBERS.get(kind)
     if code is None:
         raise ValueError(f"td_loss: kind must be one of {list(TD_KINDS)}, got {kind!r}")
     if _transforms_active():
@@ -328,13 +331,10 @@ def td_loss(
         loss, td_abs, _ = torch.ops.fastdistill.td(q, action, target, weight, code, reduction, True)
         return loss, td_abs
     if _is_grad_enabled():
-        if isinstance(target, Tensor) and target.requires_grad:
-            raise ValueError("td_loss: target must not require grad, got requires_grad=True; detach it")
-        if isinstance(weight, Tensor) and weight.requires_grad:
-            raise ValueError("td_loss: weight must not require grad, got requires_grad=True; detach it")
+        _refuse_grad("td_loss", "target", target)
+        _refuse_grad("td_loss", "weight", weight)
         if q.requires_grad:
-            result: tuple[Tensor, Tensor] = _td_apply(q, action, target, weight, (code, reduction))
-            return result
+            return td_apply(q, action, target, weight, (code, reduction))
     loss, td_abs, _ = _native_td(code, q, action, target, weight, reduction, False)
     return loss, td_abs
 
@@ -350,7 +350,7 @@ def _check_kind(
     function: str, kind: str, temperature: float, student_temperature: float, beta: float
 ) -> int:
     """The kind's number; refuses options that the kind would ignore."""
-    code = KINDS.get(kind)
+    code = _KIND_NUMBERS.get(kind)
     if code is None:
         raise ValueError(f"{function}: kind must be one of {list(KINDS)}, got {kind!r}")
     if code != 2 and beta != 0.5:
@@ -372,11 +372,11 @@ def _distill(
     teacher: Tensor,
     action_mask: Tensor | None,
     weight: Tensor | None,
-    options: tuple[int, float, float, float, str, str],
+    options: Options,
 ) -> Tensor:
     """Chooses the way in: native, native under autograd, torch.library op, or plain torch."""
     if _transforms_active():
-        return _reference(student, teacher, action_mask, weight, options)
+        return reference_of(student, teacher, action_mask, weight, options)
     code, temperature, student_temperature, beta, reduction, function = options
     if _is_compiling() or _dispatch_modes() or type(student) not in _PLAIN:
         _check_tensor(function, "student_logits", student)
@@ -386,119 +386,20 @@ def _distill(
         )[0]  # fmt: skip
         return loss
     if _is_grad_enabled():
-        if isinstance(teacher, Tensor) and teacher.requires_grad:
-            raise ValueError(
-                f"{function}: teacher_logits must not require grad, got requires_grad=True; detach it"
-            )
-        if isinstance(weight, Tensor) and weight.requires_grad:
-            raise ValueError(
-                f"{function}: weight must not require grad, got requires_grad=True; detach it"
-            )
+        _refuse_grad(function, "teacher_logits", teacher)
+        _refuse_grad(function, "weight", weight)
         if student.requires_grad:
-            loss = _distill_apply(student, teacher, action_mask, weight, options)
-            return loss
-    loss = _native_distill(
+            return distill_apply(student, teacher, action_mask, weight, options)
+    result: Tensor = _native_distill(
         code, student, teacher, action_mask, weight, temperature, student_temperature, beta,
         reduction, False, None, function,
     )[0]  # fmt: skip
-    return loss
+    return result
 
 
-def _reference(
-    student: Tensor,
-    teacher: Tensor,
-    action_mask: Tensor | None,
-    weight: Tensor | None,
-    options: tuple[int, float, float, float, str, str],
-) -> Tensor:
-    code, temperature, student_temperature, beta, reduction, _ = options
-    return distill_reference(
-        list(KINDS)[code], student, teacher, temperature=temperature,
-        student_temperature=student_temperature, beta=beta, action_mask=action_mask, weight=weight,
-        reduction=reduction,
-    )  # fmt: skip
-
-
-class _Distill(torch.autograd.Function):
-    """Autograd around the native call: the gradient is ready before backward begins."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        action_mask: Tensor | None,
-        weight: Tensor | None,
-        options: tuple[int, float, float, float, str, str],
-    ) -> Tensor:
-        code, temperature, student_temperature, beta, reduction, function = options
-        loss: Tensor
-        # A float16 gradient must carry grad_output before it is rounded: the scale of a GradScaler
-        # is what keeps it from underflowing. So that dtype computes its gradient in backward.
-        loss, grad = _native_distill(
-            code, student, teacher, action_mask, weight, temperature, student_temperature, beta,
-            reduction, student.dtype is not torch.float16, None, function,
-        )  # fmt: skip
-        ctx.save_for_backward(student, teacher, action_mask, weight, grad)
-        ctx.options = options
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, action_mask, weight, grad = ctx.saved_tensors
-        options = ctx.options
-        if _is_grad_enabled():
-            loss = _reference(student, teacher, action_mask, weight, options)
-            (grad,) = torch.autograd.grad(loss, student, grad_output, create_graph=True)
-        elif grad is None:
-            code, temperature, student_temperature, beta, reduction, function = options
-            rows = grad_output.expand(student.shape[0])
-            _, grad = _native_distill(
-                code, student, teacher, action_mask, rows if weight is None else rows * weight,
-                temperature, student_temperature, beta, reduction, True, None, function,
-            )  # fmt: skip
-        elif grad_output.dim() == 1:
-            grad = (grad * grad_output.unsqueeze(1)).to(grad.dtype)
-        elif grad_output.is_cuda or grad_output.item() != 1.0:
-            grad = grad * grad_output
-        return grad, None, None, None, None
-
-
-class _Td(torch.autograd.Function):
-    """As `_Distill`, for `td_loss`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        action: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        options: tuple[int, str],
-    ) -> tuple[Tensor, Tensor]:
-        code, reduction = options
-        loss, td_abs, grad = _native_td(code, q, action, target, weight, reduction, True)
-        ctx.save_for_backward(q, action, target, weight, grad)
-        ctx.options = options
-        ctx.mark_non_differentiable(td_abs)
-        return loss, td_abs
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, action, target, weight, grad = ctx.saved_tensors
-        if _is_grad_enabled():
-            code, reduction = ctx.options
-            kind = list(TD_KINDS)[code]
-            loss, _ = td_reference(q, action, target, weight=weight, kind=kind, reduction=reduction)
-            (grad,) = torch.autograd.grad(loss, q, grad_output, create_graph=True)
-        elif grad_output.dim() == 1:
-            grad = grad * grad_output.unsqueeze(1)
-        elif grad_output.is_cuda or grad_output.item() != 1.0:
-            grad = grad * grad_output
-        return grad, None, None, None, None
-
-
-# Function.apply in Python only adds support for functorch transforms, which never get here, and
-# costs a microsecond of the few that a small batch takes.
-_distill_apply = super(torch.autograd.Function, _Distill).apply
-_td_apply = super(torch.autograd.Function, _Td).apply
+def _refuse_grad(function: str, argument: str, tensor: object) -> None:
+    """A gradient that the native call would silently drop is refused instead."""
+    if isinstance(tensor, Tensor) and tensor.requires_grad:
+        raise ValueError(
+            f"{function}: {argument} must not require grad, got requires_grad=True; detach it"
+        )

@@ -12,7 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+# In the order of their numbers in native code.
 KINDS = ("kl", "reverse_kl", "jsd", "nll", "mse")
+TD_KINDS = ("huber", "mse")
 
 
 def distill_reference(
@@ -31,7 +33,9 @@ def distill_reference(
 
     Args are those of `fastdistill.losses.distill_kl` and its siblings, unchecked.
     """
-    dtype = torch.promote_types(torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32)
+    dtype = torch.promote_types(
+        torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32
+    )
     student = student_logits.to(dtype)
     teacher = teacher_logits.to(dtype)
     allowed = student == student if action_mask is None else action_mask.expand(student.shape)

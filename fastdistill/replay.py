@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastdistill import _core
+from fastdistill._native import core as _core
 from fastdistill._replay_arguments import (
     ArrayLike,
     ColumnSpec,
