@@ -17,7 +17,8 @@ except ImportError as error:
     raise ImportError(
         "fastdistill: the native module _core did not load. Likely causes: (1) the package was "
         "imported from its source tree without `pip install .`; (2) it was built for another "
-        f"Python; (3) the C++ runtime of this machine is older than the one it was built with. {error}"
+        "Python; (3) this machine's C++ runtime is older than the one it was built with. "
+        f"{error}"
     ) from error
 
 core = _core

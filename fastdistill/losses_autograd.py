@@ -51,6 +51,7 @@ class Distill(torch.autograd.Function):
         weight: Tensor | None,
         options: Options,
     ) -> Tensor:
+        """Computes the loss, and the gradient that backward will hand out."""
         code, temperature, student_temperature, beta, reduction, function = options
         loss: Tensor
         # A float16 gradient must carry grad_output before it is rounded: the scale of a GradScaler
@@ -65,6 +66,7 @@ class Distill(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales the gradient; differentiates plain torch operations for higher derivatives."""
         student, teacher, action_mask, weight, grad = ctx.saved_tensors
         options = ctx.options
         if _is_grad_enabled():
@@ -96,6 +98,7 @@ class Td(torch.autograd.Function):
         weight: Tensor | None,
         options: tuple[int, str],
     ) -> tuple[Tensor, Tensor]:
+        """Computes loss, gradient and |td|."""
         code, reduction = options
         loss, td_abs, grad = _native_td(code, q, action, target, weight, reduction, True)
         ctx.save_for_backward(q, action, target, weight, grad)
@@ -105,6 +108,7 @@ class Td(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales the gradient, as `Distill.backward`."""
         q, action, target, weight, grad = ctx.saved_tensors
         if _is_grad_enabled():
             code, reduction = ctx.options
