@@ -22,14 +22,18 @@ inline constexpr double kLog2E = 1.44269504088896340736;
 
 // One row's temperature as the factor log2(e) / temperature, split so that the product with the
 // shifted logit is rounded once: a rounded factor alone would scale every exponent of the row alike.
+// Both parts are above 0, so that a logit of -inf makes both products -inf, and never NaN.
 template <class Real>
 struct Factor {
   Real high;
   Real low;
 
-  explicit Factor(double temperature)
-      : high(static_cast<Real>(kLog2E / temperature)),
-        low(static_cast<Real>(kLog2E / temperature - static_cast<double>(high))) {}
+  explicit Factor(double temperature) : high(static_cast<Real>(kLog2E / temperature)), low(0) {
+    const double exact = kLog2E / temperature;
+    constexpr double below = sizeof(Real) == 8 ? 0x1p-52 : 0x1p-23;
+    if (static_cast<double>(high) >= exact) high = static_cast<Real>(exact - exact * below);
+    low = static_cast<Real>(exact - static_cast<double>(high));
+  }
 };
 
 template <class Math>
@@ -42,10 +46,11 @@ struct RowMath {
 
   static FASTDISTILL_HD V at_least_zero(V value) { return Math::at_least(value, constant(0)); }
 
-  // z of the comment above; NaN stays NaN.
+  // z of the comment above; NaN stays NaN, and -inf becomes hugely negative.
   static FASTDISTILL_HD V shifted(V logit, V shift, Factor<Real> factor) {
-    const V distance = Math::at_least(logit - shift, constant(-1e30));
-    return Math::multiply_add(distance, constant(factor.high), distance * factor.low);
+    const V distance = logit - shift;
+    const V z = Math::multiply_add(distance, constant(factor.high), distance * factor.low);
+    return Math::at_least(z, constant(-1e38));
   }
 
   // A row without any unmasked action has no maximum; shifting by 0 keeps all its e at 0.
@@ -58,10 +63,11 @@ struct RowMath {
     return Math::multiply_add(e_a, z_a - z_b, cross);
   }
 
-  // Mean of z_a - z_b under a. Logits of float32 cannot reach the limit at any temperature allowed.
+  // Mean of z_a - z_b under a. Above 1e15 an action of a's with a probability above 1e-23 must have
+  // been masked for b: the divergence is infinite.
   static FASTDISTILL_HD V mean_cross(V cross, V sum_a) {
     const V mean = cross / sum_a;
-    return mean > constant(1e20) ? constant(Math::infinity()) : mean;
+    return mean > constant(1e15) ? constant(Math::infinity()) : mean;
   }
 
   static FASTDISTILL_HD V kl_loss(V cross, V sum_a, V sum_b) {
