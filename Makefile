@@ -68,5 +68,16 @@ stress: setup  ## Run the concurrent replay for 10^9 operations and the long pro
 bench: build  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
 	$(BIN)/python benchmarks/run.py
 
+# Uses $(PYTHON) as it is, without a network: a GPU machine brings its own torch.
+gpu:  ## On a machine with a GPU: build, test, compute-sanitizer, benchmarks
+	$(PYTHON) -m pip install --no-build-isolation --no-deps -C cmake.define.FASTDISTILL_CUDA=ON .
+	cd tests && FASTDISTILL_REQUIRE_CUDA=1 $(PYTHON) -m pytest -m cuda -p no:cacheprovider gpu
+	cd tests && for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(PYTHON) -m pytest -m cuda -p no:cacheprovider -k "masks_weights or strides_and_misalignment or td_loss" gpu || exit 1; \
+	done
+	cd benchmarks && $(PYTHON) -m pytest -p no:cacheprovider -W default \
+	  --benchmark-json=results/losses_cuda.json test_bench_losses_cuda.py
+
 clean:  ## Remove what was built, keep .venv
 	rm -rf build dist
