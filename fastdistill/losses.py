@@ -328,10 +328,11 @@ def td_loss(
         loss, td_abs, _ = torch.ops.fastdistill.td(q, action, target, weight, code, reduction, True)
         return loss, td_abs
     if _is_grad_enabled():
-        if isinstance(target, Tensor) and target.requires_grad:
-            raise ValueError("td_loss: target must not require grad, got requires_grad=True; detach it")
-        if isinstance(weight, Tensor) and weight.requires_grad:
-            raise ValueError("td_loss: weight must not require grad, got requires_grad=True; detach it")
+        for name, tensor in (("target", target), ("weight", weight)):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                raise ValueError(
+                    f"td_loss: {name} must not require grad, got requires_grad=True; detach it"
+                )
         if q.requires_grad:
             result: tuple[Tensor, Tensor] = _td_apply(q, action, target, weight, (code, reduction))
             return result

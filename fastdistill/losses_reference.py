@@ -116,7 +116,7 @@ def _log_softmax(logits: Tensor, is_open: Tensor, temperature: float) -> tuple[T
 
 
 def _weighted(probability: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
-    """probability * (log_a - log_b), 0 where the probability is 0."""
+    """Probability * (log_a - log_b), 0 where the probability is 0."""
     counts = (probability > 0) | probability.isnan()
     zero = torch.zeros_like(probability)
     return probability * (torch.where(counts, log_a, zero) - torch.where(counts, log_b, zero))
