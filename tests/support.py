@@ -97,8 +97,11 @@ def grad_error_ulps(grad: Tensor, truth: Truth, eps: float) -> float:
         # The value that is rounded has an error of its own, which may carry it over a power of 2.
         reach = abs(truth.grad) + slack + GRAD_ULPS * eps * truth.grad_scale
         slack = slack + half_ulp(reach, grad.dtype)
-    overflow = torch.finfo(grad.dtype).max
-    expected = np.where(abs(truth.grad) > overflow, np.copysign(np.inf, truth.grad), truth.grad)
+    largest = torch.finfo(grad.dtype).max
+    limit = largest + float(half_ulp(np.array(largest), grad.dtype))
+    overflows = abs(truth.grad) + slack >= limit
+    infinite = overflows & np.isinf(got) & (np.sign(got) == np.sign(truth.grad))
+    expected = np.where(infinite, got, truth.grad)
     return _ulps(got, expected, slack, truth.grad_scale, eps)
 
 

@@ -11,9 +11,13 @@
 namespace fastdistill {
 inline namespace FASTDISTILL_ISA {
 
+// Sums over a row are kept in strips of kStripVectors, about the root of the longest sum: an error
+// grows with the length of a chain of additions.
+
 // Lane i is row i, vector j is action j: a reduction over actions is vertical and done already.
 template <class M>
 struct RowPerLane {
+  static constexpr int64_t kStripVectors = 16;
   using V = typename M::V;
   using Mask = typename M::Mask;
   static FASTDISTILL_HD V load(const typename M::Real* p, int64_t, typename M::Real) { return M::load(p); }
@@ -27,6 +31,7 @@ struct RowPerLane {
 // One row: vector j holds the actions j * lanes ..., and the last vector may be partly empty.
 template <class M>
 struct RowAcrossLanes {
+  static constexpr int64_t kStripVectors = 64;
   using V = typename M::V;
   using Mask = typename M::Mask;
   static FASTDISTILL_HD V load(const typename M::Real* p, int64_t left, typename M::Real fill) {
@@ -82,9 +87,6 @@ struct RowSettings {
         student_scale(static_cast<Real>(args.scale / args.student_temperature)) {}
 };
 
-// Sums over a row are kept in strips: an error grows with the length of a chain of additions.
-inline constexpr int64_t kStripVectors = 16;
-
 // The sum of many vectors with the rounding errors of its additions, exact to about twice the
 // precision (Neumaier's summation without its comparison, by Knuth's two-sum).
 template <class M>
@@ -126,12 +128,14 @@ struct RowKernel {
   }
 
  private:
+  static constexpr int64_t kStripElements = Layout::kStripVectors * M::kLanes;
+
   static FASTDISTILL_HD V squared_errors(const RowBlock<M>& rows, const RowSettings<M>& settings,
                                          V weight) {
     V sum{};
     const V factor = weight * (settings.student_scale * Real(2));
     const Mask silent = weight == V{};
-    for (int64_t strip = 0; strip < rows.elements; strip += kStripVectors * M::kLanes) {
+    for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
       V part{};
       const int64_t end = strip_end(strip, rows.elements);
       for (int64_t i = strip; i < end; i += M::kLanes) {
@@ -147,7 +151,7 @@ struct RowKernel {
   }
 
   static FASTDISTILL_HD int64_t strip_end(int64_t strip, int64_t elements) {
-    const int64_t end = strip + kStripVectors * M::kLanes;
+    const int64_t end = strip + kStripElements;
     return end < elements ? end : elements;
   }
 
@@ -194,7 +198,7 @@ struct RowKernel {
                                           V shift_s, V shift_t, V max_t) {
     Sums sums{};
     Mask found{};
-    for (int64_t strip = 0; strip < rows.elements; strip += kStripVectors * M::kLanes) {
+    for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
       Sums part{};
       const int64_t end = strip_end(strip, rows.elements);
       for (int64_t i = strip; i < end; i += M::kLanes) {
@@ -277,7 +281,7 @@ struct RowKernel {
     const V log2_sum_t = M::log2(sums.t);
     V loss{};
     V mean{};
-    for (int64_t strip = 0; strip < rows.elements; strip += kStripVectors * M::kLanes) {
+    for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
       V part_loss{};
       V part_mean{};
       const int64_t end = strip_end(strip, rows.elements);

@@ -87,7 +87,7 @@ def test_the_module_is_a_plain_extension():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("dtype", "other"), itertools.product(DTYPES, DTYPES), ids=str)
+@pytest.mark.parametrize(("dtype", "other"), list(itertools.product(DTYPES, DTYPES)), ids=str)
 @pytest.mark.parametrize("actions", [18, 100])
 def test_pairs_of_dtypes(kind, dtype, other, actions):
     student, teacher = random_logits(21, actions, dtype=dtype, teacher_dtype=other)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Same bits at any number of threads, in any thread, in forked workers; and no large temporaries."""
+"""Same bits on any number of threads, in any thread, in forked workers; no large temporaries."""
 
 from __future__ import annotations
 
@@ -158,5 +158,3 @@ def test_more_than_2_to_the_31_elements():
     assert torch.equal(loss[-1:], last)
     assert torch.equal(grad[-1:], last_grad)
     assert loss[:-1].max() < 1e-6
-
-
