@@ -8,6 +8,8 @@ docs/losses.md.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -213,13 +215,13 @@ def distill_loss_and_grad(
             student_temperature, beta, reduction, True, "distill_loss_and_grad",
         )  # fmt: skip
         return loss, grad if out_grad is None else out_grad.copy_(grad)
-    result: tuple[Tensor, Tensor] = _native_distill(
+    loss, grad = _native_distill(
         code, student_logits, teacher_logits, action_mask, weight, temperature,
         student_temperature, beta, reduction, True, out_grad, "distill_loss_and_grad",
     )  # fmt: skip
     if out_grad is not None:
         _increment_version((out_grad,))  # so that autograd notices if it had saved this tensor
-    return result
+    return loss, cast(Tensor, grad)
 
 
 class DistillLoss(nn.Module):

@@ -68,6 +68,17 @@ void read_mask(Call& call, py::handle mask, const char* function) {
   call.args.mask_row_stride = shared ? 0 : row_stride(view);
 }
 
+// torch's description of a tensor does not tell that its sign bit is virtual.
+void refuse_negated_view(py::handle tensor, ArgumentName name) {
+  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+  const py::object answer =
+      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
+  if (!answer) throw py::error_already_set();
+  if (answer.is(py::bool_(true))) {
+    raise_value(name.function, name.argument, "be no negated view (call resolve_neg)", "is_neg() true");
+  }
+}
+
 void read_logits(Call& call, py::handle student, py::handle teacher, const char* function) {
   const ArgumentName student_name{function, "student_logits"};
   const ArgumentName teacher_name{function, "teacher_logits"};
@@ -81,6 +92,8 @@ void read_logits(Call& call, py::handle student, py::handle teacher, const char*
   const dlpack::Tensor rows =
       with_adjacent_columns(call.student, student, call.student_owner, student_name);
   other = with_adjacent_columns(other, teacher, call.teacher_owner, teacher_name);
+  refuse_negated_view(student, student_name);
+  refuse_negated_view(teacher, teacher_name);
   call.args.student = {rows.data, student_dtype, row_stride(rows)};
   call.args.teacher = {other.data, teacher_dtype, row_stride(other)};
   call.args.batch = call.student.shape[0];

@@ -77,13 +77,15 @@ struct RowSettings {
   using Real = typename M::Real;
   Factor<Real> student_factor;
   Factor<Real> teacher_factor;
-  Real beta;
+  Real teacher_share;  // of the mixture: beta, and 1 - beta
+  Real student_share;
   Real student_scale;  // reduction scale / student_temperature, on the gradient
 
   explicit RowSettings(const DistillArgs& args)
       : student_factor(args.student_temperature),
         teacher_factor(args.temperature),
-        beta(static_cast<Real>(args.beta)),
+        teacher_share(static_cast<Real>(args.beta)),
+        student_share(static_cast<Real>(1.0 - args.beta)),
         student_scale(static_cast<Real>(args.scale / args.student_temperature)) {}
 };
 
@@ -274,7 +276,8 @@ struct RowKernel {
 
   static FASTDISTILL_HD V mixture_terms(const RowBlock<M>& rows, const RowSettings<M>& settings,
                                         const Sums& sums, V factor, Mask silent) {
-    const V beta = M::broadcast(settings.beta);
+    const typename F::Shares share{M::broadcast(settings.teacher_share),
+                                   M::broadcast(settings.student_share)};
     const V inverse_s = F::constant(1) / sums.s;
     const V inverse_t = F::constant(1) / sums.t;
     const V log2_sum_s = M::log2(sums.s);
@@ -289,8 +292,8 @@ struct RowKernel {
         const V q = M::load(rows.first + i) * inverse_s;
         const V p = M::load(rows.second + i) * inverse_t;
         const auto log2_m = F::mixture(M::load(rows.fourth + i) - log2_sum_t,
-                                       M::load(rows.third + i) - log2_sum_s, beta);
-        part_loss += F::jsd_loss_term(p, q, log2_m, beta);
+                                       M::load(rows.third + i) - log2_sum_s, share);
+        part_loss += F::jsd_loss_term(p, q, log2_m, share);
         part_mean += q == V{} ? V{} : q * log2_m.log2_m_over_q;
         M::store(rows.third + i, log2_m.log2_m_over_q);
       }
@@ -301,7 +304,7 @@ struct RowKernel {
     if (rows.grad) {
       for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
         const V q = M::load(rows.first + i) * inverse_s;
-        const V grad = factor * F::jsd_grad(q, M::load(rows.third + i), mean, beta);
+        const V grad = factor * F::jsd_grad(q, M::load(rows.third + i), mean, share);
         Layout::store(rows.grad + i, rows.elements - i, silent ? V{} : grad);
       }
     }

@@ -17,14 +17,16 @@ template <class Real>
 struct Settings {
   Factor<Real> student_factor;
   Factor<Real> teacher_factor;
-  Real beta;
+  Real teacher_share;  // of the mixture: beta, and 1 - beta
+  Real student_share;
   Real loss_scale;  // of the reduction
   Real grad_scale;  // the same / student_temperature
 
   explicit Settings(const DistillArgs& args)
       : student_factor(args.student_temperature),
         teacher_factor(args.temperature),
-        beta(static_cast<Real>(args.beta)),
+        teacher_share(static_cast<Real>(args.beta)),
+        student_share(static_cast<Real>(1.0 - args.beta)),
         loss_scale(static_cast<Real>(args.scale)),
         grad_scale(static_cast<Real>(args.scale / args.student_temperature)) {}
 };
@@ -187,13 +189,13 @@ class RowLoss {
   }
 
   FASTDISTILL_DEVICE Real mixture_terms(Real factor) {
-    const Real beta = settings_.beta;
+    const typename F::Shares share{settings_.teacher_share, settings_.student_share};
     const Real inverse_s = Real(1) / sum_s_;
     const Real inverse_t = Real(1) / sum_t_;
     const Real log2_sum_s = DeviceMath<Real>::log2(sum_s_);
     const Real log2_sum_t = DeviceMath<Real>::log2(sum_t_);
     const auto mixture = [&](Pair<Real> z) {
-      return F::mixture(z.teacher - log2_sum_t, z.student - log2_sum_s, beta);
+      return F::mixture(z.teacher - log2_sum_t, z.student - log2_sum_s, share);
     };
     const auto restore_z = [&](std::int64_t action, Pair<Real> logits) {
       return restore(action, logits);
@@ -204,7 +206,7 @@ class RowLoss {
       const Real q = DeviceMath<Real>::exp2(z.student) * inverse_s;
       const Real p = DeviceMath<Real>::exp2(z.teacher) * inverse_t;
       const auto log2_m = mixture(z);
-      loss += F::jsd_loss_term(p, q, log2_m, beta);
+      loss += F::jsd_loss_term(p, q, log2_m, share);
       mean += q == Real(0) ? Real(0) : q * log2_m.log2_m_over_q;
       return Pair<Real>{q, log2_m.log2_m_over_q};
     });
@@ -216,7 +218,7 @@ class RowLoss {
           return Pair<Real>{q, mixture(z).log2_m_over_q};
         },
         [&](std::int64_t, Pair<Real> kept) {
-          const Real grad = factor * F::jsd_grad(kept.student, kept.teacher, mean, beta);
+          const Real grad = factor * F::jsd_grad(kept.student, kept.teacher, mean, share);
           return silent_ ? Real(0) : grad;
         });
     return F::at_least_zero(loss);

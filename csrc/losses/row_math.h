@@ -89,33 +89,38 @@ struct RowMath {
     return mean == constant(Math::infinity()) ? constant(0) : live;
   }
 
+  // beta and 1 - beta, each rounded on its own.
+  struct Shares {
+    V teacher;
+    V student;
+  };
+
   // m = beta p + (1 - beta) q. The larger of p and q is factored out, so neither may underflow.
   struct Mixture {
     V log2_m_over_q;
     V log2_m_over_p;
   };
-  static FASTDISTILL_HD Mixture mixture(V log2_p, V log2_q, V beta) {
-    const V one = constant(1);
+  static FASTDISTILL_HD Mixture mixture(V log2_p, V log2_q, Shares share) {
     const V ratio = log2_p - log2_q;
     const V smaller = Math::exp2(ratio < constant(0) ? ratio : -ratio);
-    const V p_larger = beta + (one - beta) * smaller;
-    const V q_larger = (one - beta) + beta * smaller;
+    const V p_larger = share.teacher + share.student * smaller;
+    const V q_larger = share.student + share.teacher * smaller;
     const V rest = Math::log2(ratio > constant(0) ? p_larger : q_larger);
     return {at_least_zero(ratio) + rest, at_least_zero(-ratio) + rest};
   }
 
-  static FASTDISTILL_HD V jsd_loss_term(V p, V q, Mixture log2_m, V beta) {
+  static FASTDISTILL_HD V jsd_loss_term(V p, V q, Mixture log2_m, Shares share) {
     const V zero = constant(0);
     // Compared for equality, so that a NaN stays.
-    const V teacher = p == zero ? zero : beta * p * log2_m.log2_m_over_p;
-    const V student = q == zero ? zero : (constant(1) - beta) * q * log2_m.log2_m_over_q;
+    const V teacher = p == zero ? zero : share.teacher * p * log2_m.log2_m_over_p;
+    const V student = q == zero ? zero : share.student * q * log2_m.log2_m_over_q;
     return constant(-kLn2) * (teacher + student);
   }
 
   // d JSD / d s_j * student_temperature = (1 - beta) q_j (log(q_j / m_j) - sum_k q_k log(q_k / m_k))
-  static FASTDISTILL_HD V jsd_grad(V q, V log2_m_over_q, V mean_log2_m_over_q, V beta) {
+  static FASTDISTILL_HD V jsd_grad(V q, V log2_m_over_q, V mean_log2_m_over_q, Shares share) {
     const V grad =
-        constant(kLn2) * (constant(1) - beta) * q * (mean_log2_m_over_q - log2_m_over_q);
+        constant(kLn2) * share.student * q * (mean_log2_m_over_q - log2_m_over_q);
     return q == constant(0) ? constant(0) : grad;
   }
 

@@ -51,12 +51,7 @@ def test_temperatures(temperature, q_scale):
         0.1,
         0.5,
         0.9,
-        pytest.param(
-            0.999,
-            marks=pytest.mark.xfail(
-                reason="1 - beta is formed from the rounded beta: relative error eps / (1 - beta)"
-            ),
-        ),
+        0.999,
     ],
 )
 def test_betas(beta):

@@ -22,7 +22,9 @@ PACKAGE = Path(fastdistill.__file__).parent
 LAYERS = (
     {"_core", "_cuda"},
     {"_native", "config"},
-    {"losses", "losses_ops", "losses_reference", "replay", "replay_reference", "networks", "envs"},
+    {"losses_reference", "losses_ops", "replay_reference", "_replay_arguments", "networks", "envs"},
+    {"losses_autograd", "_replay_batch"},
+    {"losses", "replay"},
     {"teachers", "evaluation", "statistics", "checkpoints", "metrics"},
     {"recipes"},
     {"report", "export"},
@@ -32,8 +34,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # Within a layer, families that know nothing of each other.
 FAMILIES = (
-    {"losses", "losses_ops", "losses_reference"},
-    {"replay", "replay_reference"},
+    {"losses", "losses_autograd", "losses_ops", "losses_reference"},
+    {"replay", "replay_reference", "_replay_arguments", "_replay_batch"},
     {"networks"},
     {"envs"},
 )
