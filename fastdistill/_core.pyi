@@ -55,12 +55,14 @@ class InitialPriority:
     max_live: ClassVar[InitialPriority]
     fixed: ClassVar[InitialPriority]
     name: str
+    value: int
 
 class WeightNormalization:
     batch: ClassVar[WeightNormalization]
     global_: ClassVar[WeightNormalization]
     none: ClassVar[WeightNormalization]
     name: str
+    value: int
 
 class ReplayConfig:
     def __init__(

@@ -16,7 +16,8 @@ STUB = ast.parse((Path(fastdistill.__file__).parent / "_core.pyi").read_text())
 
 
 def public(names):
-    return {name for name in names if not name.startswith("__")}
+    # pybind11 adds names of its own to each class.
+    return {n for n in names if not n.startswith(("__", "_pybind11"))}
 
 
 def methods(node: ast.ClassDef) -> dict[str, ast.FunctionDef]:
