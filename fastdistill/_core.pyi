@@ -2,6 +2,7 @@
 """Types of the native module `_core`; a test compares this file with the module."""
 
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def distill(
     out_grad: Tensor | None,
     function: str,
     /,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:  # Any: None exactly where with_grad is False
     """(loss, grad or None) of one distillation loss; see fastdistill.losses for the meaning."""
 
 def td(
@@ -36,7 +37,7 @@ def td(
     reduction: str,
     with_grad: bool,
     /,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Any]:
     """(loss, td_abs, grad or None) of td_loss; see fastdistill.losses."""
 
 def cpu_isa() -> str:
