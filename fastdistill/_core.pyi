@@ -27,7 +27,7 @@ def distill(
     out_grad: Tensor | None,
     function: str,
     /,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:  # Any: None exactly where with_grad is False
     """(loss, grad or None) of one distillation loss; see fastdistill.losses for the meaning."""
 
 def td(
@@ -39,7 +39,7 @@ def td(
     reduction: str,
     with_grad: bool,
     /,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Any]:
     """(loss, td_abs, grad or None) of td_loss; see fastdistill.losses."""
 
 def pooled_bytes() -> int:

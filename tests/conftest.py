@@ -15,7 +15,7 @@ import torch
 import fastdistill as fd
 
 # `ci` repeats the same examples in every run; HYPOTHESIS_PROFILE=dev looks for new ones.
-hypothesis.settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("dev", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

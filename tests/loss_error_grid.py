@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Measures the largest errors of the distillation losses against the oracle, as one JSON object.
 
-`python tests/loss_error_grid.py [--full]` prints {isa, errors: {kind: {dtype: {...}}}}. A script,
-because FASTDISTILL_CPU, which forces an instruction set, is read once per process: the tests run it
-for each. Units are those of the bounds in tests/support.py.
+`python tests/loss_error_grid.py [--full]` prints {isa, errors: {kind: {dtype: {...}}}} in the units
+of the bounds in tests/support.py; loss_share is the loss's error as a share of its bound. A script,
+because FASTDISTILL_CPU, which forces an instruction set, is read once per process.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from support import (
     epsilon,
     grad_error_ulps,
     loss_error_ulps,
+    loss_ulps,
     random_logits,
     temperature_options,
 )
@@ -69,6 +70,7 @@ def measure(full: bool) -> dict[str, dict[str, dict[str, Any]]]:
             "loss": loss_error_ulps(loss, truth, eps),
             "grad": grad_error_ulps(grad, truth, eps),
         }
+        found["loss_share"] = found["loss"] / loss_ulps(eps, actions)
         name = str(dtype)[6:] if dtype == other else f"{str(dtype)[6:]}/{str(other)[6:]}"
         largest = errors.setdefault(kind, {}).setdefault(name, {})
         where = [actions, temperature, q_scale, noise]

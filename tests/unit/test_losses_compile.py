@@ -26,8 +26,8 @@ def _fresh_compiler():
 def op_arguments(kind, dtype, reduction="batchmean", mask=None, weight=None):
     student, teacher = random_logits(5, 6, dtype=dtype)
     return (
-        student.requires_grad_(), teacher, mask, weight, KINDS_BY_NUMBER.index(kind), 0.5, 1.0, 0.5, reduction,
-        True, f"distill_{kind}",
+        student.requires_grad_(), teacher, mask, weight, KINDS_BY_NUMBER.index(kind), 0.5, 1.0,
+        0.5, reduction, True, f"distill_{kind}",
     )  # fmt: skip
 
 
