@@ -21,8 +21,10 @@ const CudaKernels& cuda_kernels() {
     const auto* table = static_cast<const CudaKernels*>(
         PyCapsule_GetPointer(module.attr("kernels").ptr(), kCudaKernelsCapsule));
     if (table == nullptr) throw py::error_already_set();
-    if (table->distill_args_bytes != sizeof(DistillArgs) || table->td_args_bytes != sizeof(TdArgs)) {
-      throw std::runtime_error("fastdistill: _cuda and _core come from different builds; reinstall");
+    if (table->distill_args_bytes != sizeof(DistillArgs) ||
+        table->td_args_bytes != sizeof(TdArgs)) {
+      throw std::runtime_error(
+          "fastdistill: _cuda and _core come from different builds; reinstall");
     }
     kernels = table;
   }

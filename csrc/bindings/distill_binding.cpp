@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Arguments of the losses: checked once, here, then trusted. One entry per loss family allocates the
-// results, so that a call from Python costs little more than its kernel.
-#include "bindings/loss_binding.h"
-
+// Arguments of the losses: checked once, here, then trusted. One entry per loss family allocates
+// the results, so that a call from Python costs little more than its kernel.
 #include <string>
 
 #include "bindings/cuda_bridge.h"
 #include "bindings/gradient_pool.h"
 #include "bindings/loss_arguments.h"
+#include "bindings/loss_binding.h"
 #include "losses/cpu_dispatch.h"
 
 namespace py = pybind11;
@@ -53,8 +52,8 @@ void read_mask(Call& call, py::handle mask, const char* function) {
   if (!shared) {
     if (view.dimensions != 2 || view.shape[0] != call.student.shape[0] ||
         view.shape[1] != call.student.shape[1]) {
-      const std::string constraint = "be [actions] or [batch, actions] for student_logits " +
-                                     shape_text(call.student);
+      const std::string constraint =
+          "be [actions] or [batch, actions] for student_logits " + shape_text(call.student);
       raise_value(function, "action_mask", constraint.c_str(), shape_text(view));
     }
   }
@@ -75,7 +74,8 @@ void refuse_negated_view(py::handle tensor, ArgumentName name) {
       py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
   if (!answer) throw py::error_already_set();
   if (answer.is(py::bool_(true))) {
-    raise_value(name.function, name.argument, "be no negated view (call resolve_neg)", "is_neg() true");
+    raise_value(name.function, name.argument, "be no negated view (call resolve_neg)",
+                "is_neg() true");
   }
 }
 
@@ -130,7 +130,8 @@ py::object new_gradient(const Call& call, py::handle student) {
   }
   py::object grad = empty_like(call.student_owner ? py::handle(call.student_owner) : student);
   // empty_like keeps the strides of a dense tensor, also those of a transposed one.
-  return has_adjacent_columns(view_of(grad, {"distill", "grad"})) ? grad : grad.attr("contiguous")();
+  return has_adjacent_columns(view_of(grad, {"distill", "grad"})) ? grad
+                                                                  : grad.attr("contiguous")();
 }
 
 void check_out_grad(const Call& call, py::handle out_grad, const char* function) {
@@ -138,7 +139,8 @@ void check_out_grad(const Call& call, py::handle out_grad, const char* function)
   const dlpack::Tensor view = view_of(out_grad, name);
   check_shape(view, call.student, "student_logits", name);
   if (float_dtype(view, name) != call.args.student.dtype) {
-    raise_type(function, "out_grad", "have the dtype of student_logits", repr_of(out_grad.attr("dtype")));
+    raise_type(function, "out_grad", "have the dtype of student_logits",
+               repr_of(out_grad.attr("dtype")));
   }
   check_same_device(view, call.student, "student_logits", name);
   const bool overlaps = view.shape[0] > 1 && row_stride(view) < view.shape[1];

@@ -110,7 +110,8 @@ py::object pooled_tensor(std::int64_t rows, std::int64_t columns, dlpack::Type d
                             tensor->shape,      tensor->strides,   0};
   void* object = nullptr;
   // From here on torch owns the memory and calls `release`, also if it fails.
-  if (api->managed_to_object(&tensor.release()->managed, &object) != 0) throw py::error_already_set();
+  if (api->managed_to_object(&tensor.release()->managed, &object) != 0)
+    throw py::error_already_set();
   return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
 }
 

@@ -16,9 +16,10 @@ Reduction reduction_of(py::handle value, const char* function, bool with_batchme
     if (std::strcmp(text, "none") == 0) return Reduction::kNone;
   }
   PyErr_Clear();
-  raise_value(function, "reduction",
-              with_batchmean ? "be 'none', 'sum', 'mean' or 'batchmean'" : "be 'none', 'sum' or 'mean'",
-              repr_of(value));
+  raise_value(
+      function, "reduction",
+      with_batchmean ? "be 'none', 'sum', 'mean' or 'batchmean'" : "be 'none', 'sum' or 'mean'",
+      repr_of(value));
 }
 
 double number(py::handle value, const char* function, const char* argument) {
@@ -79,7 +80,8 @@ const void* row_values(py::handle values, const dlpack::Tensor& reference,
   const bool adjacent = view.strides == nullptr || view.shape[0] < 2 || view.strides[0] == 1;
   if (adjacent && view.dtype.bits == (float64 ? 64 : 32)) return view.data;
   const Torch& torch = torch_api();
-  owner = values.attr("to")(py::handle(float64 ? torch.float64 : torch.float32)).attr("contiguous")();
+  owner =
+      values.attr("to")(py::handle(float64 ? torch.float64 : torch.float32)).attr("contiguous")();
   return view_of(owner, name).data;
 }
 
@@ -94,8 +96,8 @@ py::object new_tensor(const dlpack::Tensor& like, py::handle like_object, bool f
     PyObject* arguments[] = {shape.ptr(), dtype};
     result = PyObject_Vectorcall(torch.empty, arguments, 1, names);
   } else {
-    static PyObject* const names = PyTuple_Pack(2, PyUnicode_InternFromString("dtype"),
-                                                PyUnicode_InternFromString("device"));
+    static PyObject* const names =
+        PyTuple_Pack(2, PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("device"));
     const py::object device = like_object.attr("device");
     PyObject* arguments[] = {shape.ptr(), dtype, device.ptr()};
     result = PyObject_Vectorcall(torch.empty, arguments, 1, names);

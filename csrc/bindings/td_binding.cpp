@@ -67,7 +67,8 @@ py::tuple td(int kind, py::handle q, py::handle action, py::handle target, py::h
   if (target.is_none()) raise_type(kFunction, "target", "be a torch.Tensor", "NoneType");
   args.target = row_values(target, given, "q", float64, target_owner, {kFunction, "target"});
   args.weight = row_values(weight, given, "q", float64, weight_owner, {kFunction, "weight"});
-  args.scale = reduction == Reduction::kMean && args.batch > 0 ? 1.0 / static_cast<double>(args.batch) : 1.0;
+  args.scale =
+      reduction == Reduction::kMean && args.batch > 0 ? 1.0 / static_cast<double>(args.batch) : 1.0;
 
   const bool per_row = reduction == Reduction::kNone;
   py::object loss = new_tensor(given, q, float64, per_row ? args.batch : -1);

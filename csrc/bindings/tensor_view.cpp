@@ -93,9 +93,10 @@ dlpack::Tensor view_of(py::handle object, ArgumentName name) {
 
 bool is_float(const dlpack::Tensor& tensor) {
   const bool wide = tensor.dtype.bits == 64 || tensor.dtype.bits == 32;
-  return tensor.dtype.lanes == 1 && ((tensor.dtype.code == dlpack::kFloat && wide) ||
-                                     (tensor.dtype.bits == 16 && (tensor.dtype.code == dlpack::kFloat ||
-                                                                  tensor.dtype.code == dlpack::kBFloat)));
+  return tensor.dtype.lanes == 1 &&
+         ((tensor.dtype.code == dlpack::kFloat && wide) ||
+          (tensor.dtype.bits == 16 &&
+           (tensor.dtype.code == dlpack::kFloat || tensor.dtype.code == dlpack::kBFloat)));
 }
 
 namespace {
@@ -137,8 +138,8 @@ bool same_device(const dlpack::Tensor& a, const dlpack::Tensor& b) {
 void check_same_device(const dlpack::Tensor& tensor, const dlpack::Tensor& reference,
                        const char* reference_name, ArgumentName name) {
   if (same_device(tensor, reference)) return;
-  const std::string constraint = std::string("be on the device of ") + reference_name + " (" +
-                                 device_text(reference) + ")";
+  const std::string constraint =
+      std::string("be on the device of ") + reference_name + " (" + device_text(reference) + ")";
   raise_value(name.function, name.argument, constraint.c_str(), device_text(tensor));
 }
 

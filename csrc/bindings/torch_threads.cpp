@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// torch_parallel_for is part of torch's stable C interface since 2.10. It is looked up in the loaded
-// library instead of linked, so that one build of this module serves every torch.
+// torch_parallel_for is part of torch's stable C interface since 2.10. It is looked up in the
+// loaded library instead of linked, so that one build of this module serves every torch.
 #include "bindings/torch_threads.h"
 
 #include <dlfcn.h>

@@ -23,7 +23,9 @@ FASTDISTILL_HD float float_of(uint32_t bits) {
   return value;
 }
 
-FASTDISTILL_HD float widen_bfloat16(uint16_t half) { return float_of(static_cast<uint32_t>(half) << 16); }
+FASTDISTILL_HD float widen_bfloat16(uint16_t half) {
+  return float_of(static_cast<uint32_t>(half) << 16);
+}
 
 FASTDISTILL_HD uint16_t narrow_bfloat16(float value) {
   const uint32_t bits = bits_of(value);
@@ -63,10 +65,12 @@ inline void widen_row(const Matrix& matrix, int64_t row, int64_t count, Real* ou
   const void* in = at(matrix.data, matrix.dtype, row * matrix.row_stride);
   switch (matrix.dtype) {
     case DType::kFloat64:
-      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Real>(static_cast<const double*>(in)[i]);
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = static_cast<Real>(static_cast<const double*>(in)[i]);
       return;
     case DType::kFloat32:
-      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Real>(static_cast<const float*>(in)[i]);
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = static_cast<Real>(static_cast<const float*>(in)[i]);
       return;
     case DType::kBFloat16:
       for (int64_t i = 0; i < count; ++i) {

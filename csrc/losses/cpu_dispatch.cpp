@@ -17,9 +17,10 @@ namespace fastdistill {
 
 using DistillRows = double (*)(const DistillArgs&, std::int64_t, std::int64_t, void*);
 
-#define FASTDISTILL_DECLARE(isa) \
-  namespace isa {                \
-  double distill_rows(const DistillArgs& args, std::int64_t begin, std::int64_t end, void* memory); \
+#define FASTDISTILL_DECLARE(isa)                                                     \
+  namespace isa {                                                                    \
+  double distill_rows(const DistillArgs& args, std::int64_t begin, std::int64_t end, \
+                      void* memory);                                                 \
   }
 FASTDISTILL_DECLARE(isa_baseline)
 #if defined(__x86_64__)
@@ -40,8 +41,9 @@ std::vector<Isa> all_isas() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
   isas.push_back({"avx2", isa_avx2::distill_rows, avx2});
   isas.push_back({"avx512", isa_avx512::distill_rows, avx512});
 #endif
@@ -128,8 +130,8 @@ void distill_cpu(const DistillArgs& args) {
           void* memory = thread_scratch(w.scratch_bytes);
           for (std::int64_t chunk = begin; chunk < end; ++chunk) {
             const std::int64_t first = chunk * w.chunk_rows;
-            w.parts[chunk] = w.distill_rows(w.args, first,
-                                            std::min(first + w.chunk_rows, w.args.batch), memory);
+            w.parts[chunk] =
+                w.distill_rows(w.args, first, std::min(first + w.chunk_rows, w.args.batch), memory);
           }
         },
         &work);

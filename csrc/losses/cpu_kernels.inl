@@ -28,7 +28,8 @@ void mask_row(const DistillArgs& args, int64_t row, int64_t step, Real* student,
 }
 
 inline void prefetch_rows(const Matrix& matrix, int64_t row, const DistillArgs& args) {
-  const char* begin = static_cast<const char*>(at(matrix.data, matrix.dtype, row * matrix.row_stride));
+  const char* begin =
+      static_cast<const char*>(at(matrix.data, matrix.dtype, row * matrix.row_stride));
   const int64_t bytes = args.actions * kFloatLanes * element_bytes(matrix.dtype);
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(begin + i);
 }
@@ -118,7 +119,8 @@ double rows_across_lanes(const DistillArgs& args, int64_t begin, int64_t end, vo
     const Real* teacher = row_of(args.teacher, scratch + 5 * padded);
     if (args.action_mask) mask_row(args, row, 1, scratch + 4 * padded, scratch + 5 * padded);
     const Real weight = args.weight ? static_cast<const Real*>(args.weight)[row] : Real(1);
-    void* grad = args.grad ? at(args.grad, args.student.dtype, row * args.grad_row_stride) : nullptr;
+    void* grad =
+        args.grad ? at(args.grad, args.student.dtype, row * args.grad_row_stride) : nullptr;
     const bool plain = is_plain<Real>(args.student);
     // The array that no kind reads while it writes gradients; the logits are still needed.
     Real* grad_row = plain || !grad ? static_cast<Real*>(grad) : scratch + 3 * padded;
@@ -130,8 +132,8 @@ double rows_across_lanes(const DistillArgs& args, int64_t begin, int64_t end, vo
                             scratch + 2 * padded,
                             scratch + 3 * padded,
                             grad_row};
-    const Real loss =
-        weight * RowKernel<M, kind, RowAcrossLanes<M>>::run(block, settings, M::broadcast(weight))[0];
+    const Real loss = weight * RowKernel<M, kind, RowAcrossLanes<M>>::run(block, settings,
+                                                                          M::broadcast(weight))[0];
     if (args.row_loss) static_cast<Real*>(args.row_loss)[row] = loss;
     sum += static_cast<double>(loss);
     if (grad && !plain) narrow_row(grad_row, args.actions, args.student.dtype, grad);

@@ -20,7 +20,9 @@ struct RowPerLane {
   static constexpr int64_t kStripVectors = 16;
   using V = typename M::V;
   using Mask = typename M::Mask;
-  static FASTDISTILL_HD V load(const typename M::Real* p, int64_t, typename M::Real) { return M::load(p); }
+  static FASTDISTILL_HD V load(const typename M::Real* p, int64_t, typename M::Real) {
+    return M::load(p);
+  }
   static FASTDISTILL_HD void store(typename M::Real* p, int64_t, V v) { M::store(p, v); }
   static FASTDISTILL_HD V sum(V v) { return v; }
   static FASTDISTILL_HD V max(V v) { return v; }
@@ -53,9 +55,7 @@ struct RowAcrossLanes {
     }
     return first;
   }
-  static FASTDISTILL_HD Mask any(Mask mask) {
-    return M::any(mask) ? ~Mask{} : Mask{};
-  }
+  static FASTDISTILL_HD Mask any(Mask mask) { return M::any(mask) ? ~Mask{} : Mask{}; }
 };
 
 template <class M>
@@ -63,7 +63,7 @@ struct RowBlock {
   using Real = typename M::Real;
   const Real* student;  // logits, masked actions -inf
   const Real* teacher;
-  int64_t elements;     // lanes * actions, or the actions of the one row
+  int64_t elements;  // lanes * actions, or the actions of the one row
   // Scratch of `elements` each, rounded up to whole vectors. What they hold depends on the kind.
   Real* first;
   Real* second;
@@ -184,7 +184,8 @@ struct RowKernel {
     } else {
       loss = F::kl_loss(sums.cross, sums.t, sums.s);
       if (rows.grad) kl_gradient(rows, sums, factor, silent);
-      // An action that the student rules out and the teacher does not: its logit of -inf cannot move.
+      // An action that the student rules out and the teacher does not: its logit of -inf cannot
+      // move.
       if (rows.grad && M::any(loss == F::constant(M::infinity()))) clear_ruled_out(rows);
     }
     return silent ? V{} : loss;
@@ -250,7 +251,8 @@ struct RowKernel {
     const V inverse_t = factor / sums.t;
     const bool any_silent = M::any(silent);
     for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
-      const V grad = F::kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, inverse_t);
+      const V grad =
+          F::kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, inverse_t);
       Layout::store(rows.grad + i, rows.elements - i, any_silent ? (silent ? V{} : grad) : grad);
     }
   }
@@ -263,13 +265,13 @@ struct RowKernel {
     }
   }
 
-  static FASTDISTILL_HD void reverse_kl_gradient(const RowBlock<M>& rows, const Sums& sums, V factor,
-                                                 Mask silent) {
+  static FASTDISTILL_HD void reverse_kl_gradient(const RowBlock<M>& rows, const Sums& sums,
+                                                 V factor, Mask silent) {
     const V inverse_s = factor / sums.s;
     const V mean = F::mean_cross(sums.cross, sums.s);
     for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
-      const V grad = F::reverse_kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s,
-                                        mean);
+      const V grad =
+          F::reverse_kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, mean);
       Layout::store(rows.grad + i, rows.elements - i, silent ? V{} : grad);
     }
   }

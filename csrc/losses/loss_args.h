@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What a distillation loss is asked to do, in plain C++: the same structs drive the CPU kernels, the
-// CUDA kernels and the C++ tests. No Python and no torch header may enter csrc/losses.
+// What a distillation loss is asked to do, in plain C++: the same structs drive the CPU kernels,
+// the CUDA kernels and the C++ tests. No Python and no torch header may enter csrc/losses.
 #pragma once
 
 #include <cstdint>
@@ -26,18 +26,18 @@ struct DistillArgs {
   LossKind kind = LossKind::kKl;
   std::int64_t batch = 0;
   std::int64_t actions = 0;
-  Matrix student;  // [batch, actions]
-  Matrix teacher;  // [batch, actions]
+  Matrix student;                             // [batch, actions]
+  Matrix teacher;                             // [batch, actions]
   const std::uint8_t* action_mask = nullptr;  // [batch or 1, actions], 0 = masked; null = none
   std::int64_t mask_row_stride = 0;           // elements; 0 = one mask for all rows
   const void* weight = nullptr;               // [batch] in the arithmetic type; null = ones
   double temperature = 0.01;
   double student_temperature = 1.0;
-  double beta = 0.5;   // weight of the teacher in the mixture, jsd only
-  double scale = 1.0;  // 1 / divisor of the reduction, on loss and gradient; 1 with row_loss
-  void* row_loss = nullptr;   // [batch] in the arithmetic type; null = reduce
-  void* loss = nullptr;       // [] in the arithmetic type; null = per row
-  void* grad = nullptr;       // [batch, actions] in the student's dtype; null = loss only
+  double beta = 0.5;         // weight of the teacher in the mixture, jsd only
+  double scale = 1.0;        // 1 / divisor of the reduction, on loss and gradient; 1 with row_loss
+  void* row_loss = nullptr;  // [batch] in the arithmetic type; null = reduce
+  void* loss = nullptr;      // [] in the arithmetic type; null = per row
+  void* grad = nullptr;      // [batch, actions] in the student's dtype; null = loss only
   std::int64_t grad_row_stride = 0;  // elements
 };
 

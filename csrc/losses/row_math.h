@@ -2,14 +2,15 @@
 // The formulas of the losses for one row, once, for CPU vectors and CUDA threads alike.
 //
 // Math supplies V (a float, a double or a SIMD vector of rows or columns), broadcast, multiply_add,
-// at_least (a maximum that keeps a NaN in its first argument), exp2 and log2. Masks are whatever V's comparisons give, so `mask ? a : b` selects per lane. Exponents and logarithms are to
-// the base 2, because the hardware's are; ln 2 enters once per row or element at the end.
+// at_least (a maximum that keeps a NaN in its first argument), exp2 and log2. Masks are whatever
+// V's comparisons give, so `mask ? a : b` selects per lane. Exponents and logarithms are to the
+// base 2, because the hardware's are; ln 2 enters once per row or element at the end.
 //
 // With z = (x - max x) / temperature * log2(e), e = 2^z, and the sums over a row's actions:
 //   p = e_t / sum_t,  log2 p = z_t - log2 sum_t   (teacher; q and s likewise for the student)
-// A masked action (logit -inf) gets a z that is hugely negative yet finite, and e = 0: its terms are
-// then 0 by arithmetic, with no 0 * inf and no selection. A cross sum that such a z has entered with
-// a probability above 0 stands out by its size and is reported as +inf.
+// A masked action (logit -inf) gets a z that is hugely negative yet finite, and e = 0: its terms
+// are then 0 by arithmetic, with no 0 * inf and no selection. A cross sum that such a z has entered
+// with a probability above 0 stands out by its size and is reported as +inf.
 #pragma once
 
 #include "common/host_device.h"
@@ -21,8 +22,8 @@ inline constexpr double kLn2 = 0.69314718055994530942;
 inline constexpr double kLog2E = 1.44269504088896340736;
 
 // One row's temperature as the factor log2(e) / temperature, split so that the product with the
-// shifted logit is rounded once: a rounded factor alone would scale every exponent of the row alike.
-// Both parts are above 0, so that a logit of -inf makes both products -inf, and never NaN.
+// shifted logit is rounded once: a rounded factor alone would scale every exponent of the row
+// alike. Both parts are above 0, so that a logit of -inf makes both products -inf, and never NaN.
 template <class Real>
 struct Factor {
   Real high;
@@ -41,7 +42,9 @@ struct RowMath {
   using V = typename Math::V;
   using Real = typename Math::Real;
 
-  static FASTDISTILL_HD V constant(double value) { return Math::broadcast(static_cast<Real>(value)); }
+  static FASTDISTILL_HD V constant(double value) {
+    return Math::broadcast(static_cast<Real>(value));
+  }
   static FASTDISTILL_HD V minus_infinity() { return Math::broadcast(-Math::infinity()); }
 
   static FASTDISTILL_HD V at_least_zero(V value) { return Math::at_least(value, constant(0)); }
@@ -117,10 +120,10 @@ struct RowMath {
     return constant(-kLn2) * (teacher + student);
   }
 
-  // d JSD / d s_j * student_temperature = (1 - beta) q_j (log(q_j / m_j) - sum_k q_k log(q_k / m_k))
+  // d JSD / d s_j * student_temperature = (1 - beta) q_j (log(q_j / m_j) - sum_k q_k log(q_k /
+  // m_k))
   static FASTDISTILL_HD V jsd_grad(V q, V log2_m_over_q, V mean_log2_m_over_q, Shares share) {
-    const V grad =
-        constant(kLn2) * share.student * q * (mean_log2_m_over_q - log2_m_over_q);
+    const V grad = constant(kLn2) * share.student * q * (mean_log2_m_over_q - log2_m_over_q);
     return q == constant(0) ? constant(0) : grad;
   }
 

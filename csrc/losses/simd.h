@@ -47,7 +47,9 @@ struct Math<float> {
 
   static FASTDISTILL_HD float infinity() { return __builtin_inff(); }
   static FASTDISTILL_HD V broadcast(float value) { return value - V{}; }
-  static FASTDISTILL_HD V load(const float* p) { return *reinterpret_cast<const VFloatUnaligned*>(p); }
+  static FASTDISTILL_HD V load(const float* p) {
+    return *reinterpret_cast<const VFloatUnaligned*>(p);
+  }
   static FASTDISTILL_HD void store(float* p, V v) { *reinterpret_cast<VFloatUnaligned*>(p) = v; }
 
   // The first `count` lanes; the others read as `fill` and are not touched in memory.
@@ -72,7 +74,8 @@ struct Math<float> {
 
   static FASTDISTILL_HD bool any(Mask mask) {
 #if defined(__AVX512F__)
-    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
+    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask),
+                                  reinterpret_cast<__m512i>(mask)) != 0;
 #elif defined(__AVX2__)
     return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
 #else
@@ -82,11 +85,11 @@ struct Math<float> {
 
   static FASTDISTILL_HD V multiply_add(V a, V b, V c) {
 #if defined(__AVX512F__)
-    return reinterpret_cast<V>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
-                                               reinterpret_cast<__m512>(c)));
+    return reinterpret_cast<V>(_mm512_fmadd_ps(
+        reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
 #elif defined(__FMA__)
-    return reinterpret_cast<V>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
-                                               reinterpret_cast<__m256>(c)));
+    return reinterpret_cast<V>(_mm256_fmadd_ps(
+        reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
 #else
     return a * b + c;
 #endif
@@ -163,7 +166,9 @@ struct Math<double> {
 
   static FASTDISTILL_HD double infinity() { return __builtin_inf(); }
   static FASTDISTILL_HD V broadcast(double value) { return value - V{}; }
-  static FASTDISTILL_HD V load(const double* p) { return *reinterpret_cast<const VDoubleUnaligned*>(p); }
+  static FASTDISTILL_HD V load(const double* p) {
+    return *reinterpret_cast<const VDoubleUnaligned*>(p);
+  }
   static FASTDISTILL_HD void store(double* p, V v) { *reinterpret_cast<VDoubleUnaligned*>(p) = v; }
   static FASTDISTILL_HD V load_first(const double* p, int64_t count, double fill) {
     V v = broadcast(fill);
@@ -183,7 +188,8 @@ struct Math<double> {
     for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fma(a[i], b[i], c[i]);
     return c;
   }
-  // float64 serves checks and oracles more than training: the C library's functions are exact enough.
+  // float64 serves checks and oracles more than training: the C library's functions are exact
+  // enough.
   static FASTDISTILL_HD V exp2(V x) {
     for (int i = 0; i < kLanes; ++i) x[i] = __builtin_exp2(x[i]);
     return x;
@@ -197,7 +203,8 @@ struct Math<double> {
 // Moves lane i + distance to lane i, so that log2(lanes) steps reduce a vector.
 template <int distance, class V, size_t... lane>
 FASTDISTILL_HD V lanes_down(V v, std::index_sequence<lane...>) {
-  return __builtin_shufflevector(v, v, (static_cast<int>(lane + distance) % static_cast<int>(sizeof...(lane)))...);
+  return __builtin_shufflevector(
+      v, v, (static_cast<int>(lane + distance) % static_cast<int>(sizeof...(lane)))...);
 }
 
 template <class M, int distance = M::kLanes / 2>
@@ -212,8 +219,7 @@ FASTDISTILL_HD typename M::Real horizontal_sum(typename M::V v) {
 
 template <class M, int distance = M::kLanes / 2>
 FASTDISTILL_HD typename M::Real horizontal_max(typename M::V v) {
-  const typename M::V other =
-      lanes_down<distance>(v, std::make_index_sequence<M::kLanes>());
+  const typename M::V other = lanes_down<distance>(v, std::make_index_sequence<M::kLanes>());
   v = other > v ? other : v;
   if constexpr (distance > 1) {
     return horizontal_max<M, distance / 2>(v);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Tiles of rows turned into columns and back, so that the kernels for few actions put one row in each
-// vector lane: with 18 actions a row never fills vectors, but 16 rows always do.
+// Tiles of rows turned into columns and back, so that the kernels for few actions put one row in
+// each vector lane: with 18 actions a row never fills vectors, but 16 rows always do.
 //
-// Four actions at a time: a quad is four adjacent actions of one row. Quads of rows k, 4 + k, 8 + k...
-// are loaded into the 128-bit parts of register k; transposing 4 x 4 within the parts then leaves
-// action k of all rows, in order, in register k. Loads place the data, so few shuffles are needed.
+// Four actions at a time: a quad is four adjacent actions of one row. Quads of rows k, 4 + k, 8 +
+// k... are loaded into the 128-bit parts of register k; transposing 4 x 4 within the parts then
+// leaves action k of all rows, in order, in register k. Loads place the data, so few shuffles are
+// needed.
 #pragma once
 
 #include <utility>
@@ -49,8 +50,8 @@ FASTDISTILL_HD VFloat join(const Quad (&quads)[kQuads]) {
   return reinterpret_cast<VFloat>(
       _mm512_mask_broadcast_f32x4(all, 0xF000, reinterpret_cast<__m128>(quads[3])));
 #elif defined(__AVX2__)
-  return reinterpret_cast<VFloat>(_mm256_set_m128(reinterpret_cast<__m128>(quads[1]),
-                                                  reinterpret_cast<__m128>(quads[0])));
+  return reinterpret_cast<VFloat>(
+      _mm256_set_m128(reinterpret_cast<__m128>(quads[1]), reinterpret_cast<__m128>(quads[0])));
 #else
   return quads[0];
 #endif
@@ -77,9 +78,9 @@ FASTDISTILL_HD void split(VFloat v, Quad (&quads)[kQuads]) {
 template <int a, int b, int c, int d, size_t... lane>
 FASTDISTILL_HD VFloat shuffle_parts(VFloat x, VFloat y, std::index_sequence<lane...>) {
   constexpr int pattern[4] = {a, b, c, d};
-  return __builtin_shufflevector(
-      x, y, (static_cast<int>(lane) / 4 * 4 + pattern[lane % 4] % 4 +
-             pattern[lane % 4] / 4 * kFloatLanes)...);
+  return __builtin_shufflevector(x, y,
+                                 (static_cast<int>(lane) / 4 * 4 + pattern[lane % 4] % 4 +
+                                  pattern[lane % 4] / 4 * kFloatLanes)...);
 }
 
 template <int a, int b, int c, int d>
@@ -141,11 +142,11 @@ FASTDISTILL_HD void columns_to_strip(const float* columns, int64_t rows, int64_t
   }
 }
 
-// columns[j * lanes + i] = tile[i * stride + j]; lanes beyond `rows` become 0. Where the actions are
-// no multiple of four, the last quad starts earlier and moves some columns twice: that is cheaper
-// than part of a quad.
-FASTDISTILL_HD void tile_to_columns(const float* tile, int64_t stride, int64_t rows, int64_t actions,
-                                    float* columns) {
+// columns[j * lanes + i] = tile[i * stride + j]; lanes beyond `rows` become 0. Where the actions
+// are no multiple of four, the last quad starts earlier and moves some columns twice: that is
+// cheaper than part of a quad.
+FASTDISTILL_HD void tile_to_columns(const float* tile, int64_t stride, int64_t rows,
+                                    int64_t actions, float* columns) {
   const int64_t last = actions - 4;
   if (rows == kFloatLanes && last >= 0) {
     for (int64_t j = 0; j < last; j += 4) {
@@ -160,8 +161,8 @@ FASTDISTILL_HD void tile_to_columns(const float* tile, int64_t stride, int64_t r
   }
 }
 
-FASTDISTILL_HD void columns_to_tile(const float* columns, int64_t rows, int64_t actions, float* tile,
-                                    int64_t stride) {
+FASTDISTILL_HD void columns_to_tile(const float* columns, int64_t rows, int64_t actions,
+                                    float* tile, int64_t stride) {
   const int64_t last = actions - 4;
   if (rows == kFloatLanes && last >= 0) {
     for (int64_t j = 0; j < last; j += 4) {
@@ -177,8 +178,8 @@ FASTDISTILL_HD void columns_to_tile(const float* columns, int64_t rows, int64_t 
 }
 
 // float64 is not worth a transposition of its own.
-FASTDISTILL_HD void tile_to_columns(const double* tile, int64_t stride, int64_t rows, int64_t actions,
-                                    double* columns) {
+FASTDISTILL_HD void tile_to_columns(const double* tile, int64_t stride, int64_t rows,
+                                    int64_t actions, double* columns) {
   for (int64_t j = 0; j < actions; ++j) {
     for (int64_t i = 0; i < kDoubleLanes; ++i) {
       columns[j * kDoubleLanes + i] = i < rows ? tile[i * stride + j] : 0.0;

@@ -29,16 +29,17 @@ void check_equal(const A& actual, const B& expected, const char* text, const cha
 
 #define CHECK(condition) \
   ((condition) ? (void)0 : ::fastdistill::testing::fail(__FILE__, __LINE__, "failed: " #condition))
-#define CHECK_EQ(actual, expected) \
+#define CHECK_EQ(actual, expected)                                                              \
   ::fastdistill::testing::check_equal((actual), (expected), #actual " == " #expected, __FILE__, \
                                       __LINE__)
-#define CHECK_THROWS(expression, Exception)                                                  \
-  do {                                                                                       \
-    bool thrown = false;                                                                     \
-    try {                                                                                    \
-      (void)(expression);                                                                    \
-    } catch (const Exception&) {                                                             \
-      thrown = true;                                                                         \
-    }                                                                                        \
-    if (!thrown) ::fastdistill::testing::fail(__FILE__, __LINE__, "no " #Exception ": " #expression); \
+#define CHECK_THROWS(expression, Exception)                                                \
+  do {                                                                                     \
+    bool thrown = false;                                                                   \
+    try {                                                                                  \
+      (void)(expression);                                                                  \
+    } catch (const Exception&) {                                                           \
+      thrown = true;                                                                       \
+    }                                                                                      \
+    if (!thrown)                                                                           \
+      ::fastdistill::testing::fail(__FILE__, __LINE__, "no " #Exception ": " #expression); \
   } while (false)
