@@ -141,13 +141,8 @@ class LaneStorage {
   }
 
   StepRecord record(std::uint32_t lane, std::uint64_t slot_index) const noexcept {
-    std::byte* const at = slot(lane, slot_index) + layout_.record_offset;
-    std::uint64_t words[3];
-    for (std::size_t i = 0; i < 3; ++i) {
-      words[i] = shared_word(at + 8 * i).load(std::memory_order_acquire);
-    }
     StepRecord record;
-    std::memcpy(&record, words, sizeof record);
+    read_record(lane, slot_index, record);
     return record;
   }
 
@@ -177,14 +172,17 @@ class LaneStorage {
   bool read(RowId row, std::size_t i, const BatchOut& out) const noexcept {
     const std::uint64_t start = slot_of(row.step);
     const StepRecord first = record(row.lane, start);
-    StepRecord last = first, next = first;
-    double reward = 0.0;
-    std::uint32_t steps = 0;
-    do {
-      last = next;
-      reward += discounts_[steps] * last.reward;
-      next = record(row.lane, slot_ahead(start, ++steps));
-    } while (steps < config_.n_step && !last.terminated && !last.truncated && !next.boundary);
+    StepRecord next;
+    double reward = first.reward;
+    bool terminated = first.terminated, truncated = first.truncated;
+    std::uint32_t steps = 1;
+    read_record(row.lane, slot_ahead(start, steps), next);
+    while (steps < config_.n_step && !terminated && !truncated && !next.boundary) {
+      reward += discounts_[steps] * next.reward;
+      terminated = next.terminated;
+      truncated = next.truncated;
+      read_record(row.lane, slot_ahead(start, ++steps), next);
+    }
 
     const std::size_t stack_bytes = config_.stack * config_.frame_bytes;
     read_stack(row.lane, start, first.age, out.obs + i * stack_bytes);
@@ -196,13 +194,23 @@ class LaneStorage {
     }
     out.action[i] = first.action;
     out.reward[i] = static_cast<float>(reward);
-    out.discount[i] = last.terminated ? 0.0F : static_cast<float>(discounts_[steps]);
+    out.discount[i] = terminated ? 0.0F : static_cast<float>(discounts_[steps]);
     out.id[i] = encode_id(row);
     finish_shared_reads();
     return intact(row.lane, static_cast<std::int64_t>(row.step) - (config_.stack - 1));
   }
 
  private:
+  // Word by word into place: a copy of the whole would wait for the words' stores.
+  void read_record(std::uint32_t lane, std::uint64_t slot_index,
+                   StepRecord& record) const noexcept {
+    std::byte* const at = slot(lane, slot_index) + layout_.record_offset;
+    for (std::size_t i = 0; i < sizeof record; i += 8) {
+      const std::uint64_t word = shared_word(at + i).load(std::memory_order_acquire);
+      std::memcpy(reinterpret_cast<std::byte*>(&record) + i, &word, 8);
+    }
+  }
+
   // The slot `steps` later, without a division; less than a whole lap ahead.
   std::uint64_t slot_ahead(std::uint64_t slot_index, std::uint64_t steps) const noexcept {
     const std::uint64_t sum = slot_index + steps;

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "replay/config.h"
@@ -22,6 +23,10 @@ namespace fastdistill::replay {
 // 2^20 rows of 2^32 add up exactly, in any order, from any number of threads.
 inline constexpr float kWeightOne = 1 << 20;
 inline constexpr std::uint32_t kMaxWeight = 0xFFFFFFFF;
+
+// Rows whose leaves an update may change before the sums follow: enough to share nearly all of the
+// work on the upper levels, few enough for sums to lag by microseconds.
+inline constexpr std::size_t kMaxUpdateRows = 512;
 
 // Note [Tags]
 // The upper half of a leaf word says whose weight the lower half is. For the lap (step / slots) a
@@ -59,6 +64,23 @@ class WeightCensus {
     if (to != 0) Sync::fetch_add(counts_[bucket(to)], 1, std::memory_order_relaxed);
     if (from != 0) Sync::fetch_add(counts_[bucket(from)], -1, std::memory_order_relaxed);
   }
+  // The same for a batch: the moves are counted in `pending`, which flush() adds and clears.
+  using Pending = std::array<int, kBuckets>;
+  static void move(std::uint32_t from, std::uint32_t to, Pending& pending) noexcept {
+    if (to != 0) ++pending[bucket(to)];
+    if (from != 0) --pending[bucket(from)];
+  }
+  template <class Sync>
+  void flush(Pending& pending) noexcept {
+    for (const int sign : {1, -1}) {  // what came before what went: live weights are never missed
+      for (std::size_t i = 0; i < kBuckets; ++i) {
+        if (pending[i] * sign > 0) {
+          Sync::fetch_add(counts_[i], pending[i], std::memory_order_relaxed);
+        }
+      }
+    }
+    pending.fill(0);
+  }
   // At most the smallest (largest: at least the greatest) live weight above zero, and within 25% of
   // it; 0 when there is none.
   std::uint32_t smallest() const noexcept {
@@ -87,6 +109,12 @@ class PriorityIndex {
     std::atomic<std::uint64_t> clamped_weights{0};  // priority^exponent out of the weights' range
     std::atomic<std::uint64_t> redraws{0};          // rows drawn again: gone, or sums on their way
     std::atomic<std::uint64_t> scans{0};            // rows drawn by a scan, after many redraws
+  };
+  // Where an update goes. Not `recent`: the row left the ring, whatever the leaf's tag says.
+  struct Target {
+    std::uint32_t lane;
+    bool recent;
+    std::uint64_t slot, lap;
   };
   struct Task {
     explicit Task(std::size_t leaves) : tree(leaves) {}
@@ -168,25 +196,58 @@ class PriorityIndex {
     return true;
   }
 
-  // Any thread: changes the weight if the row is still live. A failed exchange means that another
-  // update or the kill succeeded, hence lock-free.
-  bool update(std::uint32_t lane, std::uint64_t slot, std::uint64_t lap,
-              std::uint32_t weight) noexcept {
-    auto leaf = tree_of(lane).leaf(leaf_of(lane, slot));
-    std::uint64_t seen = leaf.load(std::memory_order_relaxed);
-    do {
-      if (leaf_tag(seen) != live_tag(lap)) return false;
-      // (E) acq_rel keeps (B)'s release sequence, so (C) still finds the row's bytes behind an
-      // updated word. Linearization point.
-    } while (!Sync::compare_exchange(leaf, seen, leaf_word(live_tag(lap), weight),
-                                     std::memory_order_acq_rel));
-    propagate(lane, slot, leaf_weight(seen), weight);
-    raise_max(weight);
-    return true;
+  // Any thread: changes the weights of the rows that are still live, and says which were. The sums
+  // follow when all leaves are done, so a batch should be short (kMaxUpdateRows).
+  void update(std::span<const Target> targets, std::span<const float> priorities, bool* accepted) {
+    thread_local std::vector<Pending> pending;  // by task
+    pending.resize(tasks_.size());
+    for (std::size_t t = 0; t < tasks_.size(); ++t) {
+      tasks_[t]->tree.begin(pending[t].sums, targets.size());
+      pending[t].touched = false;
+    }
+    std::uint64_t stale = 0;
+    for (std::size_t i = 0; i < targets.size(); ++i) {
+      const Target& to = targets[i];
+      accepted[i] =
+          to.recent && change(to, weight_of(priorities[i]), pending[task_of_lane_[to.lane]]);
+      stale += accepted[i] ? 0 : 1;
+    }
+    for (std::size_t t = 0; t < tasks_.size(); ++t) {
+      if (!pending[t].touched) continue;
+      tasks_[t]->tree.flush(pending[t].sums);
+      tasks_[t]->census.template flush<Sync>(pending[t].counts);
+    }
+    if (stale > 0) Sync::fetch_add(counters_.stale_updates, stale, relaxed);
   }
 
  private:
   static constexpr auto relaxed = std::memory_order_relaxed;
+
+  // What a thread's batch has still to add to a task.
+  struct Pending {
+    typename SumTree<Sync>::Pending sums;
+    WeightCensus::Pending counts{};
+    bool touched = false;
+  };
+
+  // A failed exchange means that another update or the kill succeeded, hence lock-free.
+  bool change(const Target& to, std::uint32_t weight, Pending& pending) noexcept {
+    const std::size_t at = leaf_of(to.lane, to.slot);
+    SumTree<Sync>& tree = tree_of(to.lane);
+    auto leaf = tree.leaf(at);
+    std::uint64_t seen = leaf.load(std::memory_order_relaxed);
+    do {
+      if (leaf_tag(seen) != live_tag(to.lap)) return false;
+      // (E) acq_rel keeps (B)'s release sequence, so (C) still finds the row's bytes behind an
+      // updated word. Linearization point.
+    } while (!Sync::compare_exchange(leaf, seen, leaf_word(live_tag(to.lap), weight),
+                                     std::memory_order_acq_rel));
+    tree.add(at, std::int64_t{weight} - leaf_weight(seen), pending.sums);
+    WeightCensus::move(leaf_weight(seen), weight, pending.counts);
+    pending.touched = true;
+    raise_max(weight);
+    return true;
+  }
 
   SumTree<Sync>& tree_of(std::uint32_t lane) const noexcept {
     return tasks_[task_of_lane_[lane]]->tree;

@@ -149,12 +149,7 @@ template <class Sync>
 void Replay<Sync>::update(std::size_t sampler, std::span<const std::int64_t> ids,
                           std::span<const float> priorities, bool* accepted) {
   PriorityIndex<Sync>& index = *indexes_[sampler];
-  struct Target {
-    std::uint32_t lane;
-    bool recent;
-    std::uint64_t slot, lap;
-  };
-  thread_local std::vector<Target> targets;
+  thread_local std::vector<typename PriorityIndex<Sync>::Target> targets;
   targets.resize(ids.size());
   const std::uint64_t slots = storage_.layout().slots_per_lane;
   for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -165,15 +160,9 @@ void Replay<Sync>::update(std::size_t sampler, std::span<const std::int64_t> ids
     targets[i] = {lane, recent, storage_.slot_of(step), storage_.lap_of(step)};
     index.prefetch(lane, targets[i].slot);
   }
-  std::uint64_t stale = 0;
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    const Target& to = targets[i];
-    accepted[i] =
-        to.recent && index.update(to.lane, to.slot, to.lap, index.weight_of(priorities[i]));
-    stale += accepted[i] ? 0 : 1;
-  }
-  if (stale > 0) {
-    Sync::fetch_add(index.counters().stale_updates, stale, std::memory_order_relaxed);
+  for (std::size_t first = 0; first < ids.size(); first += kMaxUpdateRows) {
+    const std::size_t rows = std::min(kMaxUpdateRows, ids.size() - first);
+    index.update({&targets[first], rows}, priorities.subspan(first, rows), accepted + first);
   }
 }
 

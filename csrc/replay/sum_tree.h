@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "common/cache_line.h"
@@ -54,6 +55,13 @@ class SumTree {
     bool lost = false;            // met sums that do not add up at this moment
   };
 
+  // What a batch of changes adds to the upper levels, summed up before it is added. The rows of a
+  // batch meet in few nodes there, and atomic adds are most of what an update costs.
+  struct Pending {
+    std::size_t level = 0;             // the lowest level that is summed up
+    std::vector<std::int64_t> deltas;  // per node of that level
+  };
+
   explicit SumTree(std::size_t leaves) : leaves_(round_up(leaves, kFanout)) {
     std::size_t nodes = leaves_.size();
     do {
@@ -80,6 +88,32 @@ class SumTree {
     for (const auto& level : levels_) {
       leaf /= kFanout;
       Sync::fetch_add(node(level, leaf), delta, std::memory_order_relaxed);
+    }
+  }
+
+  // The same for the changes of a batch: begin(), any number of add(), flush(). Levels with more
+  // nodes than the batch has rows are added to at once, for no two rows are likely to meet there.
+  void begin(Pending& pending, std::size_t rows) const {
+    pending.level = 0;
+    while (pending.level < levels_.size() && levels_[pending.level].size() > rows) ++pending.level;
+    pending.deltas.assign(pending.level < levels_.size() ? levels_[pending.level].size() : 0, 0);
+  }
+  void add(std::size_t leaf, std::int64_t delta, Pending& pending) noexcept {
+    if (delta == 0) return;
+    std::size_t at = leaf / kFanout;
+    for (std::size_t level = 0; level < pending.level; ++level, at /= kFanout) {
+      Sync::fetch_add(node(levels_[level], at), delta, std::memory_order_relaxed);
+    }
+    if (!pending.deltas.empty()) pending.deltas[at] += delta;
+  }
+  void flush(Pending& pending) noexcept {
+    std::vector<std::int64_t>& deltas = pending.deltas;
+    for (std::size_t level = pending.level; level < levels_.size(); ++level) {
+      if (level > pending.level) sum_children(deltas, levels_[level - 1].size());
+      for (std::size_t i = 0; i < levels_[level].size(); ++i) {
+        if (deltas[i] == 0) continue;
+        Sync::fetch_add(node(levels_[level], i), deltas[i], std::memory_order_relaxed);
+      }
     }
   }
 
@@ -172,6 +206,17 @@ class SumTree {
     descent.lost = child == kFanout;
     descent.node = descent.node * kFanout + child;
     return !descent.lost;
+  }
+
+  // Makes the deltas of a level those of the level above, in place: parents come before their first
+  // child. Behind the last parent lies nothing, up to a whole line.
+  static void sum_children(std::vector<std::int64_t>& deltas, std::size_t children) noexcept {
+    const std::size_t parents = children / kFanout;
+    for (std::size_t i = 0; i < parents; ++i) {
+      const auto first = deltas.begin() + static_cast<std::ptrdiff_t>(i * kFanout);
+      deltas[i] = std::accumulate(first, first + kFanout, std::int64_t{0});
+    }
+    for (std::size_t i = parents; i < round_up(parents, kFanout); ++i) deltas[i] = 0;
   }
 
   std::int64_t children_sum(std::size_t level, std::size_t i) const noexcept {

@@ -49,6 +49,14 @@ void census_bounds_every_weight() {
     CHECK(high - low <= low / 4);
   }
   WeightCensus census;
+  WeightCensus::Pending moves{};
+  WeightCensus::move(0, 7, moves);
+  WeightCensus::move(7, 9000, moves);
+  CHECK_EQ(census.largest(), 0U);
+  census.flush<DirectSync>(moves);
+  CHECK(census.smallest() > 7 && census.largest() >= 9000);
+  WeightCensus::move(9000, 0, moves);
+  census.flush<DirectSync>(moves);
   CHECK_EQ(census.smallest(), 0U);
   CHECK_EQ(census.largest(), 0U);
   census.move<DirectSync>(0, 5);
@@ -87,6 +95,40 @@ void tree_finds_the_leaf_of_every_position() {
       }
     }
     CHECK(tree.scan_pick(total).lost);
+  }
+}
+
+// Batches of every length leave the sums that one change at a time leaves; and a batch of many rows
+// adds to far fewer nodes.
+struct CountingSync : DirectSync {
+  static inline std::uint64_t adds = 0;
+  template <class Atomic, class Value>
+  static auto fetch_add(Atomic&& in, Value value, std::memory_order order) noexcept {
+    ++adds;
+    return DirectSync::fetch_add(in, value, order);
+  }
+};
+
+void tree_adds_a_batch_as_its_changes() {
+  for (const std::size_t leaves : {1, 9, 65, 600, 5000, 33000}) {
+    replay::SumTree<CountingSync> tree(leaves);
+    replay::SumTree<CountingSync>::Pending pending;
+    for (const std::size_t rows : {1, 7, 8, 16, 32, 100, 512, 1000}) {
+      CountingSync::adds = 0;
+      tree.begin(pending, rows);
+      for (std::size_t row = 0; row < rows; ++row) {
+        const std::size_t i = mix(row, leaves, rows) % leaves;
+        const auto weight = static_cast<std::uint32_t>(mix(row, leaves, rows + 1) >> 32);
+        const std::int64_t old = replay::leaf_weight(tree.leaf(i).load());
+        tree.leaf(i).store(replay::leaf_word(7, weight));
+        tree.add(i, weight - old, pending);
+      }
+      tree.flush(pending);
+      CHECK_EQ(tree.first_wrong_node(), -1);
+      CHECK_EQ(tree.total(), tree.scan_total());
+      CHECK(CountingSync::adds <= rows * tree.num_levels());
+      if (leaves == 5000 && rows == 512) CHECK(CountingSync::adds < 2 * rows);
+    }
   }
 }
 
@@ -165,6 +207,7 @@ int main() {
   crc32c_gives_the_published_sums();
   census_bounds_every_weight();
   tree_finds_the_leaf_of_every_position();
+  tree_adds_a_batch_as_its_changes();
   tree_loses_draws_while_sums_are_off();
   weights_round_saturate_and_keep_zero();
   options_out_of_range_are_refused();

@@ -3,6 +3,7 @@
 // in turn, for good as far as the others can tell, and they append, sample and update to the end.
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <thread>
 
 #include "replay/replay_impl.h"
@@ -144,11 +145,21 @@ void update_heavy_row(Scene& scene) {
   scene.replay.update(0, {&scene.heavy_id, 1}, {&priority, 1}, &accepted);
 }
 
+// As many rows as there are, so that what they add to the sums is withheld until the last leaf.
+void update_all_rows(Scene& scene) {
+  std::vector<std::int64_t> ids;
+  for (const auto& row : scene.replay.priorities(0)) ids.push_back(row.id);
+  const std::vector<float> priorities(ids.size(), 3.0F);
+  const auto accepted = std::make_unique<bool[]>(ids.size());
+  scene.replay.update(0, ids, priorities, accepted.get());
+}
+
 void run() {
   stop_everywhere("append", 120, 2.0F, append_to_lane_0);
   const std::uint64_t scans = stop_everywhere("append, heavy kill", 120, 4000.0F, append_to_lane_0);
   CHECK(scans > 0);  // the case that redraws alone would not get out of
   stop_everywhere("update", 4, 4000.0F, update_heavy_row);
+  CHECK(stop_everywhere("update all", 30, 4000.0F, update_all_rows) > 0);
   stop_everywhere("sample and update", 2, 2.0F, sample_and_update);
 }
 
