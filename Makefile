@@ -63,7 +63,7 @@ sanitize: setup  ## Run the C++ tests under ThreadSanitizer, then AddressSanitiz
 stress: setup  ## Run the concurrent replay for 10^9 operations and the long property tests
 	$(MAKE) test-cpp
 	$(CPP_TESTS)/tests/cpp/test_replay_stress 1000000000
-	$(BIN)/pytest -m "slow or stress" tests/property tests/stress
+	$(BIN)/pytest -m "slow or stress" tests/property
 
 bench: build  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
 	$(BIN)/python benchmarks/run.py

@@ -312,8 +312,7 @@ def td_loss(
 
     Raises:
         IndexError: An action is outside [0, actions) (CPU; on CUDA, where looking would wait for
-        the
-            device, such a row's loss and |td| are NaN and its gradient 0).
+            the device, such a row's loss and |td| are NaN and its gradient 0).
         TypeError, ValueError: As `distill_kl`.
 
     Example:

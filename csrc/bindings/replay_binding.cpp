@@ -189,7 +189,8 @@ void register_options(py::module_& m) {
 
 void register_replay(py::module_& m) {
   register_options(m);
-  py::register_local_exception_translator([](std::exception_ptr error) {
+  py::register_local_exception_translator([](std::exception_ptr error) {  // NOLINT(performance-unnecessary-value-param):
+                                                                          // pybind11's type
     try {
       if (error) std::rethrow_exception(error);
     } catch (const std::system_error& failure) {

@@ -139,7 +139,7 @@ class PriorityIndex {
   Task& task(std::size_t i) const noexcept { return *tasks_[i]; }
   Counters& counters() noexcept { return counters_; }
   std::uint32_t max_weight() const noexcept { return max_weight_.load(std::memory_order_relaxed); }
-  void set_max_weight(std::uint32_t weight) noexcept { Sync::store(max_weight_, weight, relaxed); }
+  void set_max_weight(std::uint32_t weight) noexcept { Sync::store(max_weight_, weight, kRelaxed); }
 
   std::uint32_t task_of(std::uint32_t lane) const noexcept { return task_of_lane_[lane]; }
   std::uint32_t first_lane(std::size_t task) const noexcept { return first_lanes_[task]; }
@@ -217,11 +217,11 @@ class PriorityIndex {
       tasks_[t]->tree.flush(pending[t].sums);
       tasks_[t]->census.template flush<Sync>(pending[t].counts);
     }
-    if (stale > 0) Sync::fetch_add(counters_.stale_updates, stale, relaxed);
+    if (stale > 0) Sync::fetch_add(counters_.stale_updates, stale, kRelaxed);
   }
 
  private:
-  static constexpr auto relaxed = std::memory_order_relaxed;
+  static constexpr auto kRelaxed = std::memory_order_relaxed;
 
   // What a thread's batch has still to add to a task.
   struct Pending {
@@ -259,7 +259,7 @@ class PriorityIndex {
     return std::pow(priority, static_cast<float>(options_.priority_exponent));
   }
   std::uint32_t clamp(std::uint32_t weight) noexcept {
-    Sync::fetch_add(counters_.clamped_weights, 1U, relaxed);
+    Sync::fetch_add(counters_.clamped_weights, 1U, kRelaxed);
     return weight;
   }
 
@@ -279,7 +279,7 @@ class PriorityIndex {
   }
   void raise_max(std::uint32_t weight) noexcept {
     std::uint32_t seen = max_weight();
-    while (weight > seen && !Sync::compare_exchange(max_weight_, seen, weight, relaxed)) {
+    while (weight > seen && !Sync::compare_exchange(max_weight_, seen, weight, kRelaxed)) {
     }
   }
 

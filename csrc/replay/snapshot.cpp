@@ -308,6 +308,7 @@ void save_snapshot(DirectReplay& replay, int file, const std::string& schema) {
   }
   piece.write_and_reset(file);
   std::vector<LaneRun> runs;
+  runs.reserve(replay.config().num_lanes);
   for (std::uint32_t lane = 0; lane < replay.config().num_lanes; ++lane) {
     runs.push_back(save_lane(replay, lane, file));
   }
