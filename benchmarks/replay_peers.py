@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: MIT
 """Replays under one interface for the benchmarks: ours, cpprb, tianshou, and the floor.
 
-All hold the same Atari-shaped steps (84x84 uint8, stack 4) with the memory-saving options each
-library has. ``replay_machine()`` describes what the numbers were taken on.
+All hold the same Atari-shaped steps: 84x84 uint8, stack 4, full stacks in and out.
+
+- ours: each frame once, 3-step returns, obs and next_obs.
+- cpprb: each frame once (``next_of="obs"``, ``stack_compress="obs"``), as its documentation says
+  for Atari. It then has no n-step returns: 1-step, obs and next_obs, the same bytes out.
+- cpprb n-step: 3-step returns, for which it keeps both stacks of every row: 8 times the memory.
+- tianshou: each frame once (``save_only_last_obs``, ``ignore_obs_next``, ``stack_num``). Its
+  ``sample`` gives obs and obs_next; n-step returns are computed elsewhere there.
 """
 
 from __future__ import annotations
 
 import ctypes
-import platform
 import subprocess
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -261,21 +265,3 @@ class Floor:
         self._call += 1
         source = self._from[self._call % len(self._from)]
         self._copy(source, self._per_batch, FRAME_BYTES, self._to[self._call % 2])
-
-
-def replay_machine() -> dict[str, Any]:
-    """Machine and versions, for the result files."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        family = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-        cpu = f"{family.get('model name', cpu)} (family {family.get('cpu family', '?')})"
-    packages = ("torch", "numpy", "cpprb", "tianshou")
-    return {
-        "machine": platform.machine(),
-        "cpu": cpu,
-        "cores": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }

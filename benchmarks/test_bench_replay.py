@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Replay operations on Atari-shaped steps, peers as columns.
+"""Replay operations on Atari-shaped steps: one peer per process, see replay_peers.py.
 
-    python -m pytest benchmarks/test_bench_replay.py --benchmark-json=benchmarks/results/replay.json
+``benchmarks/run_replay.py`` runs this file for each peer and keeps the medians. It sets:
 
-Rounds of `ours` and of the floor alternate, so that a change of the machine's memory speed hits
-both; the ratio of their medians is in `extra_info`. `FASTDISTILL_BENCH_CAPACITY=1000000` repeats
-the cases of ours and the floor at a million transitions, which needs 8 GB.
+- FASTDISTILL_BENCH_PEER, a name of ``PEERS``; FASTDISTILL_BENCH_CAPACITY, in transitions.
+- FASTDISTILL_BENCH_HEAP. Peers return fresh arrays, so what their sample() costs depends on whether
+  malloc kept the memory of the batch before or has to ask the kernel for zeroed pages again. With
+  glibc's defaults both occur. "fresh": the process has done nothing but fill the replay. "used": it
+  has once freed one array of 30 MB, as training does; glibc then keeps up to 60 MB.
+
+Rounds of ours and of the floor alternate, so that a change of the machine's memory speed hits both.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import statistics
 import subprocess
@@ -18,40 +21,41 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
-from replay_peers import Cpprb, CpprbNStep, Floor, Ours, Tianshou, replay_machine
+from replay_peers import Cpprb, CpprbNStep, Floor, Ours, Tianshou
 
 CAPACITY = int(os.environ.get("FASTDISTILL_BENCH_CAPACITY", "100000"))
 N_STEP = 3
 PEERS = {"ours": Ours, "tianshou": Tianshou, "cpprb": Cpprb, "cpprb n-step": CpprbNStep}
-if CAPACITY > 100_000:
-    PEERS = {"ours": Ours}
+PEER = os.environ.get("FASTDISTILL_BENCH_PEER", "ours")
+HEAP = os.environ.get("FASTDISTILL_BENCH_HEAP", "used")
+FREED_BYTES = 30_000_000
 
 
-@pytest.fixture(scope="module", params=PEERS, autouse=True)
-def filled(request):
+@pytest.fixture(scope="module", autouse=True)
+def filled():
     torch.set_num_threads(1)
-    peer = PEERS[request.param](CAPACITY, N_STEP)
-    steps = CAPACITY // 8 + 16 if request.param == "ours" else CAPACITY
-    for _ in range(steps):
+    peer = PEERS[PEER](CAPACITY, N_STEP)
+    for _ in range(CAPACITY // 8 + 16 if PEER == "ours" else CAPACITY):
         peer.add()
     peer.randomize_priorities()
-    yield peer
-    del peer, request  # gigabytes, before the next one fills
-    gc.collect()
+    if HEAP == "used":
+        np.ones(FREED_BYTES, np.uint8)
+    return peer
 
 
 @pytest.fixture(autouse=True)
-def machine(benchmark):
-    benchmark.extra_info.update(replay_machine() | {"capacity": CAPACITY, "n_step": N_STEP})
+def row(benchmark):
+    benchmark.extra_info.update(peer=PEER, capacity=CAPACITY, heap=HEAP)
 
 
 @pytest.mark.parametrize("batch_size", [32, 256])
 def test_sample(benchmark, filled, batch_size):
-    benchmark.group = f"sample {batch_size}"
+    benchmark.extra_info["operation"] = f"sample {batch_size}"
     if not isinstance(filled, Ours):
-        benchmark.pedantic(filled.sample, (batch_size,), rounds=60, warmup_rounds=3)
+        benchmark.pedantic(filled.sample, (batch_size,), rounds=200, warmup_rounds=5)
         return
     floor, floor_seconds = Floor(filled, N_STEP, batch_size), []
 
@@ -71,14 +75,14 @@ def test_sample(benchmark, filled, batch_size):
 
 def test_append(benchmark, filled):
     """Eight transitions in ours (one step in each of 8 lanes), one in a peer."""
-    benchmark.group = "append"
+    benchmark.extra_info["operation"] = "append"
     benchmark.extra_info["transitions"] = 8 if isinstance(filled, Ours) else 1
     benchmark.pedantic(filled.add, rounds=2000, warmup_rounds=10)
 
 
 @pytest.mark.parametrize("batch_size", [32, 512])
 def test_update(benchmark, filled, batch_size):
-    benchmark.group = f"update {batch_size}"
+    benchmark.extra_info["operation"] = f"update {batch_size}"
     benchmark.pedantic(
         filled.apply,
         setup=lambda: (filled.update(batch_size), {}),
@@ -92,7 +96,8 @@ def test_sample_and_update_beside_appends(benchmark, filled, appenders):
     """Sample 32 and update them, while other threads append to their own lanes."""
     if not isinstance(filled, Ours):
         pytest.skip("the peers hold a lock or are not safe to use so")
-    benchmark.group = "sample and update 32"
+    benchmark.extra_info["operation"] = "sample and update 32"
+    benchmark.extra_info["appenders"] = appenders
     stop, appended = threading.Event(), [0, 0]
 
     def append(thread, pause_seconds):
@@ -144,6 +149,6 @@ def test_process_memory_per_transition(benchmark, filled):
     run = [sys.executable, "-c", script]
     done = benchmark.pedantic(subprocess.run, (run,), {"capture_output": True, "check": True})
     bytes_per_transition = float(done.stdout)
-    benchmark.group = "memory"
+    benchmark.extra_info["operation"] = "memory"
     benchmark.extra_info["bytes_per_transition"] = bytes_per_transition
     assert bytes_per_transition <= 7250 + 12e6 / CAPACITY  # and the frames it appends from
