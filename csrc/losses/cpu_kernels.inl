@@ -27,13 +27,6 @@ void mask_row(const DistillArgs& args, int64_t row, int64_t step, Real* student,
   }
 }
 
-inline void prefetch_rows(const Matrix& matrix, int64_t row, const DistillArgs& args) {
-  const char* begin =
-      static_cast<const char*>(at(matrix.data, matrix.dtype, row * matrix.row_stride));
-  const int64_t bytes = args.actions * kFloatLanes * element_bytes(matrix.dtype);
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(begin + i);
-}
-
 template <class M, LossKind kind>
 double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
   using Real = typename M::Real;
@@ -73,8 +66,6 @@ double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
   ExactSum<M> sum;
   for (int64_t row = begin; row < end; row += lanes) {
     const int64_t count = end - row < lanes ? end - row : lanes;
-    prefetch_rows(args.student, row + 2 * lanes, args);
-    prefetch_rows(args.teacher, row + 2 * lanes, args);
     columns_of(args.student, row, count, student);
     columns_of(args.teacher, row, count, teacher);
     if (args.action_mask) {
