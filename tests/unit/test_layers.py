@@ -22,8 +22,8 @@ PACKAGE = Path(fastdistill.__file__).parent
 LAYERS = (
     {"_core", "_cuda"},
     {"_native", "config"},
-    {"losses_reference", "losses_ops", "replay_reference", "_replay_arguments", "networks", "envs"},
-    {"losses_autograd", "_replay_batch"},
+    {"losses_reference", "losses_ops", "replay_reference", "networks", "envs"},
+    {"losses_autograd", "_replay_arguments", "_replay_batch"},
     {"losses", "replay"},
     {"teachers", "evaluation", "statistics", "checkpoints", "metrics"},
     {"recipes"},
