@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Measures the largest errors of the distillation losses against the oracle, as one JSON object.
 
-`python tests/loss_error_grid.py [--full]` prints {isa, errors: {kind: {dtype: {...}}}} in the units
-of the bounds in tests/support.py; loss_share is the loss's error as a share of its bound. A script,
+`python tests/loss_error_grid.py [--full]` prints {isa, errors: {kind: {dtype: {...}}}}, errors in
+the units of the bounds in tests/support.py and shares as parts of these bounds. It is a script,
 because FASTDISTILL_CPU, which forces an instruction set, is read once per process.
 """
 
@@ -23,10 +23,10 @@ from support import (
     Q_SCALES,
     SMALL_ACTIONS,
     TEMPERATURES,
+    bound_ulps,
     epsilon,
     grad_error_ulps,
     loss_error_ulps,
-    loss_ulps,
     random_logits,
     temperature_options,
 )
@@ -70,7 +70,9 @@ def measure(full: bool) -> dict[str, dict[str, dict[str, Any]]]:
             "loss": loss_error_ulps(loss, truth, eps),
             "grad": grad_error_ulps(grad, truth, eps),
         }
-        found["loss_share"] = found["loss"] / loss_ulps(eps, actions)
+        most, most_grad = bound_ulps(kind, eps, actions)
+        found["loss_share"] = found["loss"] / most
+        found["grad_share"] = found["grad"] / most_grad
         name = str(dtype)[6:] if dtype == other else f"{str(dtype)[6:]}/{str(other)[6:]}"
         largest = errors.setdefault(kind, {}).setdefault(name, {})
         where = [actions, temperature, q_scale, noise]

