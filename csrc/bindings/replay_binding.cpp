@@ -189,15 +189,16 @@ void register_options(py::module_& m) {
 
 void register_replay(py::module_& m) {
   register_options(m);
-  py::register_local_exception_translator([](std::exception_ptr error) {  // NOLINT(performance-unnecessary-value-param):
-                                                                          // pybind11's type
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const std::system_error& failure) {
-      errno = failure.code().value();
-      PyErr_SetFromErrno(PyExc_OSError);
-    }
-  });
+  py::register_local_exception_translator(
+      [](std::exception_ptr error) {  // NOLINT(performance-unnecessary-value-param):
+                                      // pybind11's type
+        try {
+          if (error) std::rethrow_exception(error);
+        } catch (const std::system_error& failure) {
+          errno = failure.code().value();
+          PyErr_SetFromErrno(PyExc_OSError);
+        }
+      });
   py::class_<BatchArrays>(m, "ReplayBatch")
       .def(py::init(&make_batch), py::arg("obs"), py::arg("action"), py::arg("reward"),
            py::arg("discount"), py::arg("next_obs"), py::arg("weight"), py::arg("id"),
