@@ -79,5 +79,7 @@ def test_bench_distill_kl(benchmark, shape, dtype, column):
     loss = benchmark.pedantic(step, rounds=21, warmup_rounds=12, iterations=iterations)
     if column != "floor":
         expected = torch_kl(student.detach().double(), teacher.double())
-        tolerance = 1e-5 if dtype is torch.float32 else 3e-2
+        # torch adds up in its own dtype; it has to be the same loss, not as exact a one.
+        ours = column.startswith("distill")
+        tolerance = 1e-5 if ours else 1e-2 if dtype is torch.float32 else 0.1
         assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
