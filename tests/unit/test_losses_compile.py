@@ -89,8 +89,7 @@ def step(kind, options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dynamic", [True, False])
-@pytest.mark.parametrize("reduction", ["batchmean", "none"])
+@pytest.mark.parametrize(("dynamic", "reduction"), [(True, "batchmean"), (False, "none")])
 def test_compiled_equals_eager(kind, dynamic, reduction):
     options = {**temperature_options(kind, 0.5), "reduction": reduction}
     run = step(kind, options)
