@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -18,6 +20,15 @@ import fastdistill as fd
 hypothesis.settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("dev", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Programs that tests start import the package under test, wherever pytest was called from: not the
+# source tree that happens to be the working directory.
+os.chdir(Path(__file__).parent)
+os.environ["PYTHONPATH"] = str(Path(fd.__file__).parent.parent)
+
+# A shell's background job starts with interrupts ignored; the tests of interruption need them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRE_CUDA = os.environ.get("FASTDISTILL_REQUIRE_CUDA") == "1"
 
