@@ -79,7 +79,7 @@ def test_bench_distill_kl(benchmark, shape, dtype, column):
     loss = benchmark.pedantic(step, rounds=21, warmup_rounds=12, iterations=iterations)
     if column != "floor":
         expected = torch_kl(student.detach().double(), teacher.double())
-        # torch adds up in its own dtype; it has to be the same loss, not as exact a one.
-        ours = column.startswith("distill")
-        tolerance = 1e-5 if ours else 1e-2 if dtype is torch.float32 else 0.1
+        # torch.compile's float32 sums were measured up to 1.2e-5 off, torch's bfloat16 up to 5e-3.
+        peer = 3e-5 if dtype is torch.float32 else 3e-2
+        tolerance = 1e-6 if column.startswith("distill") else peer
         assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
