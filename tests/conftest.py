@@ -21,9 +21,7 @@ hypothesis.settings.register_profile("ci", max_examples=40, deadline=None, deran
 hypothesis.settings.register_profile("dev", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-# Programs that tests start import the package under test, wherever pytest was called from: not the
-# source tree that happens to be the working directory.
-os.chdir(Path(__file__).parent)
+# Programs that tests start import the package under test, wherever pytest was called from.
 os.environ["PYTHONPATH"] = str(Path(fd.__file__).parent.parent)
 
 # A shell's background job starts with interrupts ignored; the tests of interruption need them.
@@ -48,6 +46,11 @@ def _state() -> Iterator[None]:
     torch.set_rng_state(states[2])
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
+
+
+def pytest_sessionstart() -> None:
+    """Leaves the source tree, which a test's `python -c` would import; paths are read by now."""
+    os.chdir(Path(__file__).parent)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
