@@ -3,38 +3,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
-from pathlib import Path
 
-import torch
+from fastdistill.costs import describe_machine
 
 
 def describe() -> dict[str, str | int]:
     """Returns the machine, the library versions and the commit, for a result file."""
-    description: dict[str, str | int] = {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
-    if torch.cuda.is_available():
-        description["gpu"] = torch.cuda.get_device_name()
-    return description
-
-
-def cpu_name() -> str:
-    """The processor's name, with family and model where the name alone says little."""
-    fields = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name", platform.processor())
-    return f"{name}, family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"
+    return {**describe_machine(), "commit": commit()}
 
 
 def commit() -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Policy distillation: train teachers, evaluate checkpoints.
+"""Policy distillation: distill teachers into students, train teachers, evaluate both.
 
 The ``fastdistill`` command: one function per subcommand, its docstring is the help.
 
@@ -19,9 +19,12 @@ from typing import Any
 from fastdistill.checkpoints import CheckpointError, read_card
 from fastdistill.envs import make_env
 from fastdistill.evaluation import evaluate_env, record_gif
+from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import teacher_dqn as teacher_dqn_recipe
 from fastdistill.recipes import teacher_pqn as teacher_pqn_recipe
 from fastdistill.recipes.common import STOPPED_STATUS, TeacherResult, TrainingDiverged
+from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.report import write_report
 from fastdistill.statistics import summarize
 from fastdistill.teachers import checkpoint_path, load_teacher
 
@@ -105,6 +108,66 @@ def teacher_dqn(config: teacher_dqn_recipe.DqnConfig, resume: bool = False) -> i
     return _report_teacher(config.run_dir, teacher_dqn_recipe.train(config, resume=resume))
 
 
+def distill(config: DistillConfig, resume: bool = False) -> int:
+    """Distill a teacher into one student, or into many side by side, and write a report.
+
+    Args:
+        config: The recipe's configuration.
+        resume: Continue the run in run_dir with the configuration stored there.
+    """
+    return _report_students(distill_recipe.train(config, resume=resume))
+
+
+def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:
+    """Distill the shipped Pong teacher into a student of 7% of its size, in minutes on two cores.
+
+    Leaves student.json with its weights, evaluation.json and report.html. An unfinished quickstart
+    is continued, a finished one is kept under another name.
+
+    Args:
+        run_dir: Where everything is written.
+        seed: Of everything.
+    """
+    config = DistillConfig(run_dir=run_dir, seed=seed)
+    resume = (run_dir / "config.json").exists() and not (run_dir / "evaluation.json").exists()
+    if run_dir.exists() and not resume:
+        print(f"the quickstart in {run_dir} is kept as {_set_aside(run_dir)}")
+    return _report_students(distill_recipe.train(config, resume=resume))
+
+
+def _set_aside(run_dir: Path) -> Path:
+    number = 1
+    while (kept := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+        number += 1
+    return run_dir.rename(kept)
+
+
+def _report_students(result: distill_recipe.DistillResult) -> int:
+    if result.stopped:
+        print(f"stopped at update {result.updates:,} with a checkpoint; continue with --resume")
+        return STOPPED_STATUS
+    print(f"{result.updates:,} updates in {result.training_seconds:.0f} s of training")
+    for entry in result.evaluation.get("students", ()):
+        mean, share = entry["summary"]["mean"], entry["percent_of_teacher"]
+        line = f"{entry['name']}: {entry['parameters']:,} parameters, mean {mean['value']:.2f}"
+        line += f", 95% [{mean['low']:.2f}, {mean['high']:.2f}]"
+        if share:
+            line += f", {share['value']:.1f}% of the teacher"
+        print(line)
+    if result.evaluation:
+        print(f"report: {write_report(result.run_dir)}")
+    return 0
+
+
+def report(run_dir: Path, /) -> None:
+    """Write the report of a finished distillation anew.
+
+    Args:
+        run_dir: Of the distillation.
+    """
+    print(write_report(run_dir))
+
+
 def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
     if result.stopped:
         print(f"stopped at step {result.step:,} with a checkpoint; continue with --resume")
@@ -120,7 +183,10 @@ def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
 
 Command = Callable[..., Any]
 COMMANDS: dict[str, Any] = {  # a dictionary in here is a group of commands
+    "quickstart": quickstart,
+    "distill": distill,
     "evaluate": evaluate,
+    "report": report,
     "teacher": {"dqn": teacher_dqn, "pqn": teacher_pqn},
 }
 
@@ -146,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=words,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except (CheckpointError, ValueError, ImportError, FileNotFoundError, TrainingDiverged) as error:
+    except (CheckpointError, ValueError, ImportError, OSError, TrainingDiverged) as error:
         print(f"fastdistill: {error}", file=sys.stderr)
         return 2
     return int(status or 0)

@@ -9,6 +9,7 @@ dashboards work. The only module that imports tensorboard.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,11 @@ METRICS: dict[str, str] = {
     "losses/td_loss": "mean loss over the updates since the last record",
     "losses/q_values": "mean Q-value of the actions taken, over the same updates",
     "losses/gradient_norm": "gradient norm before clipping, last update",
+    "students/*/loss": "mean loss of that student since the last record",
+    "students/*/score": "mean raw return of that student's scoring episodes",
+    "students/*/agreement": "share of states it visited in them where its greedy action is the "
+    "teacher's",
+    "students/*/kl": "mean KL of the sharpened teacher to it on the same states, nats",
     "eval/return_mean": "mean raw return of full evaluation episodes",
     "eval/return_std": "its standard deviation over episodes",
     "eval/episodes": "number of evaluation episodes",
@@ -35,6 +41,9 @@ METRICS: dict[str, str] = {
     "time/act_seconds": "seconds choosing actions since the last record",
     "time/learn_seconds": "seconds in updates since the last record",
     "time/replay_seconds": "seconds in replay calls since the last record",
+    "time/score_seconds": "seconds scoring students since the last record",
+    "time/checkpoint_seconds": "seconds writing checkpoints since the last record",
+    "time/training_seconds": "seconds of a distillation so far, over all resumes, scoring apart",
     "time/wall_seconds": "seconds of training so far, over all resumes",
 }
 
@@ -149,6 +158,7 @@ class Progress:
     Args:
         total_steps: Agent steps of the whole run.
         start_step: Where this process begins.
+        unit: What is counted, if not steps.
         stream: Standard error by default.
         plain_every_seconds: Pause between lines where there is no terminal.
     """
@@ -158,10 +168,12 @@ class Progress:
         total_steps: int,
         *,
         start_step: int = 0,
+        unit: str = "steps",
         stream: TextIO | None = None,
         plain_every_seconds: float = 15.0,
     ) -> None:
         self._total = total_steps
+        self._unit = unit
         self._stream = stream if stream is not None else sys.stderr
         self._live = self._stream.isatty()
         self._every = 0.5 if self._live else plain_every_seconds
@@ -179,7 +191,7 @@ class Progress:
         self._shown, self._shown_step = now, step
         recent = f"{sum(returns) / len(returns):8.2f}" if returns else "       -"
         line = (
-            f"{step:>10,}/{self._total:,} steps  {rate:8,.0f}/s  left {_clock(left)}"
+            f"{step:>10,}/{self._total:,} {self._unit}  {rate:8,.0f}/s  left {_clock(left)}"
             f"  return {recent}  {note}"
         )
         self._stream.write(f"\r\x1b[K{line}" if self._live else line + "\n")
@@ -195,7 +207,7 @@ class Progress:
 def check_keys(values: Mapping[str, float]) -> None:
     """Refuse a key that ``METRICS`` does not declare."""
     for key in values:
-        if key not in METRICS:
+        if re.sub(r"^students/[^/]+/", "students/*/", key) not in METRICS:
             raise ValueError(f"metrics: key must be declared in METRICS, got {key!r}")
 
 

@@ -7,6 +7,7 @@ badly without an error; here each mismatch is refused in words. Labels are alway
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdistill.checkpoints import load_network
-from fastdistill.envs import LaneEnv
+from fastdistill.envs import LaneEnv, make_env
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -34,6 +35,18 @@ class Teacher:
     card: dict[str, Any]
     device: torch.device
 
+    def check(self, env: LaneEnv) -> None:
+        """Refuse, in words, an environment that this teacher does not fit.
+
+        Raises:
+            ValueError: Observations, actions, their meanings or the game differ, or the outputs
+                are not finite ``[batch, env.num_actions]`` values.
+            TypeError: The module returns something else than a tensor.
+        """
+        if self.card:
+            _check_card(self.card, env)
+        _check_outputs(self, env)
+
     @torch.no_grad()
     def q_values(self, obs: Tensor) -> Tensor:
         """Action values of ``[batch, *obs_shape]`` observations, ``[batch, actions]`` float32.
@@ -49,29 +62,37 @@ class Teacher:
 
 
 def load_teacher(
-    source: str | Path | nn.Module, env: LaneEnv, *, device: torch.device | str = "cpu"
+    source: str | Path | nn.Module,
+    env: LaneEnv | str | None = None,
+    *,
+    device: torch.device | str = "cpu",
 ) -> Teacher:
-    """A teacher for ``env``.
+    """A teacher, checked against an environment.
 
     Args:
         source: ``"zoo:NAME"`` for one that ships, the path of a checkpoint (description,
             directory), or any module that maps ``[batch, *env.obs_shape]`` observations (uint8
             for images) to ``[batch, env.num_actions]`` values. The module is put into evaluation
             mode, frozen and moved.
-        env: What it will be asked about.
+        env: What it will be asked about: lanes, or the name of a game or gymnasium id. By default
+            a checkpoint is checked against its own game, and a module later, by whoever uses it.
         device: Where it will run.
 
     Raises:
         ValueError: In words, where observations, actions or outputs do not fit ``env``; or a
             damaged checkpoint.
         TypeError: ``source`` is none of the above, or the module returns something else.
+
+    Example:
+        >>> teacher = load_teacher("zoo:pong")
+        >>> tuple(teacher.q_values(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape)
+        (2, 6)
     """
     card: dict[str, Any] = {}
     if isinstance(source, nn.Module):
         module = source
     elif isinstance(source, (str, Path)):
         module, card = load_network(checkpoint_path(source))
-        _check_card(card, env)
     else:
         raise TypeError(
             "load_teacher: source must be a checkpoint path, 'zoo:NAME' or a torch module, "
@@ -79,7 +100,12 @@ def load_teacher(
         )
     module = module.to(device).eval().requires_grad_(False)
     teacher = Teacher(module, card, torch.device(device))
-    _check_outputs(teacher, env)
+    target = env if env is not None else card.get("game")
+    if isinstance(target, str):
+        with closing(make_env(target, 1)) as lanes:
+            teacher.check(lanes)
+    elif target is not None:
+        teacher.check(target)
     return teacher
 
 

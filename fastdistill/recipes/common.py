@@ -138,6 +138,7 @@ class TrainingState:
         recent: Returns of the last 50 episodes.
         episodes: Episodes finished.
         rng: Random numbers of acting (and, in PQN, of minibatches).
+        total_seconds: Time spent in each part so far, over all resumes.
     """
 
     def __init__(self, seed: int) -> None:
@@ -148,7 +149,8 @@ class TrainingState:
         self.episodes = 0
         self.rng = np.random.default_rng((seed, ACTING_STREAM))
         self._fresh: list[Episode] = []
-        self._seconds: dict[str, float] = {}
+        self.total_seconds: dict[str, float] = {}
+        self._recorded_seconds: dict[str, float] = {}
         self._begun = self._mark = self._recorded = time.perf_counter()
         self._recorded_step = 0
 
@@ -171,7 +173,7 @@ class TrainingState:
     def lap(self, part: str) -> None:
         """Count the time since the last lap as spent in ``part``."""
         now = time.perf_counter()
-        self._seconds[part] = self._seconds.get(part, 0.0) + now - self._mark
+        self.total_seconds[part] = self.total_seconds.get(part, 0.0) + now - self._mark
         self._mark = now
 
     def metrics(self) -> dict[str, float]:
@@ -182,14 +184,17 @@ class TrainingState:
             "charts/SPS": (self.step - self._recorded_step) / (now - self._recorded),
             "time/updates": self.updates,
             "time/wall_seconds": now - self._begun,
-            **{f"time/{part}_seconds": seconds for part, seconds in self._seconds.items()},
+            **{
+                f"time/{part}_seconds": seconds - self._recorded_seconds.get(part, 0.0)
+                for part, seconds in self.total_seconds.items()
+            },
         }
         if self._fresh:
             returns = [episode.episode_return for episode in self._fresh]
             lengths = [episode.length_steps for episode in self._fresh]
             values["charts/episodic_return"] = float(np.mean(returns))
             values["charts/episodic_length"] = float(np.mean(lengths))
-        self._fresh, self._seconds = [], {}
+        self._fresh, self._recorded_seconds = [], dict(self.total_seconds)
         self._recorded, self._recorded_step = now, self.step
         return values
 
@@ -203,6 +208,7 @@ class TrainingState:
             "episodes": self.episodes,
             "rng": self.rng.bit_generator.state,
             "wall_seconds": time.perf_counter() - self._begun,
+            "total_seconds": dict(self.total_seconds),
         }
 
     def restore(self, card: dict[str, Any]) -> None:
@@ -214,6 +220,9 @@ class TrainingState:
         self.episodes = card["episodes"]
         self.rng.bit_generator.state = card["rng"]
         self._begun = time.perf_counter() - card["wall_seconds"]
+        self.total_seconds = dict(card["total_seconds"])
+        self._recorded_seconds = dict(card["total_seconds"])
+        self._mark = time.perf_counter()
 
 
 def keep_freed_memory() -> None:

@@ -25,7 +25,7 @@ LAYERS = (
     {"losses_reference", "losses_ops", "replay_reference", "networks", "envs"},
     {"losses_autograd", "_replay_arguments", "_replay_batch"},
     {"losses", "replay"},
-    {"teachers", "evaluation", "statistics", "checkpoints", "metrics"},
+    {"teachers", "evaluation", "statistics", "checkpoints", "metrics", "costs"},
     {"recipes"},
     {"report", "export"},
     {"cli"},

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,3 +181,44 @@ def test_snapshots_taken_while_others_write_are_consistent(tmp_path):
         stop.set()
         for writer in writers:
             writer.join()
+
+
+SAVES_FOR_EVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_replay_snapshot import append, filled
+replay, step = filled(), 40
+while True:
+    replay.save(sys.argv[2])
+    print(step, flush=True)
+    append(replay, step)
+    step += 1
+"""
+
+
+def test_kill_9_during_save_leaves_a_whole_snapshot(tmp_path):
+    path = tmp_path / "replay.bin"
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVES_FOR_EVER, str(Path(__file__).parent), str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        saved = int(process.stdout.readline())
+        # Saves follow one another at once: the kill falls into one, at any point of it.
+        time.sleep(float(rng.uniform(0, 0.02)))
+        process.kill()
+        rest, _ = process.communicate()
+        saved = int(rest.split("\n")[-2]) if "\n" in rest else saved
+        replay = make()
+        replay.load(path)
+        replay.check_valid()
+        # Of the last save that was reported or, when the kill came after its rename, of the next.
+        candidates = []
+        for last in (saved, saved + 1):
+            reference = filled()
+            for step in range(40, last):
+                append(reference, step)
+            candidates.append(reference.priorities().id.tolist())
+        assert replay.priorities().id.tolist() in candidates

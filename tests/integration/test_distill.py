@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: MIT
+"""Distillations from the first step to the report, whole, stopped, killed and broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastdistill as fd
+from fastdistill.checkpoints import CheckpointError, TrainingCheckpoints, load_network
+from fastdistill.recipes.common import STOPPED_STATUS, TrainingDiverged
+from fastdistill.recipes.distill_config import DistillConfig
+
+# A run of seconds on CartPole, whose teacher is a module of the user's.
+SMALL = {
+    "total_updates": 200,
+    "num_lanes": 4,
+    "learning_starts_steps": 400,
+    "batch_size": 32,
+    "replay_capacity": 4_000,
+    "score_every_updates": 100,
+    "score_episodes": 2,
+    "evaluation_episodes": 4,
+    "checkpoint_every_updates": 50,
+    "log_every_updates": 50,
+    "tensorboard": False,
+    "device": "cpu",
+}
+
+
+class Balancer(nn.Module):
+    """A hand-made CartPole policy: push towards where the pole is falling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.1, 0.3, 1.0, 1.0]))
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        lean = obs @ self.weight
+        return torch.stack([-lean, lean], dim=1)
+
+
+def cartpole(run_dir, **changes):
+    return fd.distill(Balancer(), "CartPole-v1", run_dir=run_dir, **{**SMALL, **changes})
+
+
+def pong_options(**changes):
+    return {
+        **SMALL,
+        "total_updates": 4,
+        "learning_starts_steps": 64,
+        "score_episodes": 0,
+        "evaluation_episodes": 0,
+        "checkpoint_every_updates": 2,
+        "log_every_updates": 1,
+        **changes,
+    }
+
+
+def learned(run_dir) -> dict[str, torch.Tensor]:
+    tensors, _ = TrainingCheckpoints(Path(run_dir) / "checkpoints").latest()
+    return tensors
+
+
+def test_a_users_module_is_distilled_on_cartpole(tmp_path):
+    result = cartpole(
+        tmp_path / "run", student="25%", total_updates=800, learning_rate=3e-3, temperature=0.1
+    )
+    assert not result.stopped
+    teacher = result.evaluation["teacher"]["summary"]["mean"]["value"]
+    student = result.evaluation["students"][0]["summary"]["mean"]["value"]
+    random = result.evaluation["random_score"]
+    assert teacher > 400 > random
+    assert student > 0.8 * teacher, "a random policy lasts about 20 steps"
+    # The published student is the judged one, and plays without this package's run around it.
+    network, card = load_network(tmp_path / "run" / "student")
+    assert card["loss"] == "kl"
+    assert card["game"] == "CartPole-v1"
+    obs = torch.randn(3, 4)
+    assert torch.equal(network(obs), result.student(obs))
+    assert (tmp_path / "run" / "student.safetensors").is_file()
+    assert fd.evaluate(result.student, "CartPole-v1", episodes=2).mean > 100
+
+
+def test_many_students_learn_what_each_would_learn_alone(tmp_path):
+    together = cartpole(tmp_path / "all", student="7,25", loss="kl,mse", seeds=2, bfloat16=False)
+    assert list(together.students) == [
+        f"{loss}_{size}_seed{seed}"
+        for loss in ("kl", "mse")
+        for size in ("7", "25")
+        for seed in (1, 2)
+    ]
+    alone = cartpole(tmp_path / "one", student="25%", loss="mse", bfloat16=False)
+    same = learned(tmp_path / "all")
+    for name, tensor in learned(tmp_path / "one").items():
+        assert torch.equal(tensor, same[name]), name
+    by_name = {entry["name"]: entry for entry in together.evaluation["students"]}
+    assert by_name["mse_25_seed1"]["returns"] == alone.evaluation["students"][0]["returns"]
+    # Different seeds, losses and sizes are different students.
+    heads = [
+        tensor for name, tensor in same.items() if name.endswith("network.heads.0.output.bias")
+    ]
+    assert len({tuple(head.tolist()) for head in heads}) == len(heads) == 8
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    options = pong_options(total_updates=8, seeds=2, driver="mixture", score_every_updates=3)
+    fd.distill("zoo:pong", run_dir=whole, **options)
+
+    from fastdistill.recipes import distillation
+
+    broken = tmp_path / "broken"
+    real = distillation.Distillation.learn
+    calls = 0
+
+    def dies(self):
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return real(self)
+
+    monkeypatch.setattr(distillation.Distillation, "learn", dies)
+    with pytest.raises(KeyboardInterrupt):
+        fd.distill("zoo:pong", run_dir=broken, **options)
+    monkeypatch.setattr(distillation.Distillation, "learn", real)
+    result = fd.distill("zoo:pong", run_dir=broken, resume=True)
+    assert result.updates == 8
+    expected, got = learned(whole), learned(broken)
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name]), name
+    losses = [
+        [record["students/kl_7_seed1/loss"] for record in fd_records(run) if loss_in(record)]
+        for run in (whole, broken)
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 8
+
+
+def fd_records(run_dir) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def loss_in(record) -> bool:
+    return "students/kl_7_seed1/loss" in record
+
+
+def start(run_dir, *arguments) -> subprocess.Popen:
+    options = {
+        "total-updates": 100_000,
+        "num-lanes": 4,
+        "learning-starts-steps": 64,
+        "replay-capacity": 2_000,
+        "score-episodes": 0,
+        "checkpoint-every-updates": 5,
+        "log-every-updates": 1,
+    }
+    words = [f"--{key}={value}" for key, value in options.items()]
+    command = [sys.executable, "-m", "fastdistill.cli", "distill", "--run-dir", str(run_dir)]
+    return subprocess.Popen(
+        [*command, *words, "--no-tensorboard", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, process, seconds=120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_in_a_checkpoint_and_a_student(tmp_path, number):
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    wait_for(lambda: (run_dir / "metrics.jsonl").exists(), process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == STOPPED_STATUS, output
+    assert "continue with --resume" in output
+    assert TrainingCheckpoints(run_dir / "checkpoints").latest() is not None
+    load_network(run_dir / "students" / "kl_7_seed1")
+
+
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    wait_for(lambda: len(list((run_dir / "checkpoints").glob("step_*.json"))) == 2, process)
+    process.kill()
+    process.wait()
+    before = learned(run_dir)
+    again = start(run_dir, "--resume")
+    _, card = TrainingCheckpoints(run_dir / "checkpoints").latest()
+    wait_for(lambda: newest_updates(run_dir) > card["updates"], again)
+    again.send_signal(signal.SIGINT)
+    output, _ = again.communicate(timeout=60)
+    assert again.returncode == STOPPED_STATUS, output
+    after = learned(run_dir)
+    assert before.keys() == after.keys()
+
+
+def newest_updates(run_dir) -> int:
+    loaded = TrainingCheckpoints(run_dir / "checkpoints").latest()
+    return loaded[1]["updates"] if loaded else 0
+
+
+def test_a_full_disk_stops_with_the_reason_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    options = pong_options(total_updates=6)
+    run_dir = tmp_path / "run"
+    real = os.fsync
+    full = False
+
+    def fsync(number):
+        if full:
+            raise OSError(28, "No space left on device")
+        real(number)
+
+    from fastdistill.recipes import distillation
+
+    learn = distillation.Distillation.learn
+
+    def fills_the_disk(self):
+        nonlocal full
+        full = self.at.updates >= 3
+        return learn(self)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(distillation.Distillation, "learn", fills_the_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        fd.distill("zoo:pong", run_dir=run_dir, **options)
+    full = False
+    monkeypatch.setattr(distillation.Distillation, "learn", learn)
+    _, card = TrainingCheckpoints(run_dir / "checkpoints").latest()
+    assert card["updates"] == 2
+    assert fd.distill("zoo:pong", run_dir=run_dir, resume=True).updates == 6
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(tmp_path):
+    class Breaks(Balancer):
+        def forward(self, obs):
+            values = super().forward(obs)
+            return torch.where(obs[:, 2:3].abs() > 0.15, torch.nan, values)
+
+    with pytest.raises(TrainingDiverged, match="training: loss must be finite, got nan"):
+        fd.distill(Breaks(), "CartPole-v1", run_dir=tmp_path / "run", epsilon=1.0, **SMALL)
+    assert (tmp_path / "run" / "diverged.json").exists()
+
+
+def test_a_teacher_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
+    run_dir = tmp_path / "run"
+    with pytest.raises(ValueError, match="teacher must have the 4 actions of breakout, got 6"):
+        fd.distill("zoo:pong", "breakout", run_dir=run_dir, **pong_options())
+    with pytest.raises(ValueError, match="module must return"):
+        fd.distill(nn.Linear(5, 2), "CartPole-v1", run_dir=run_dir, **SMALL)
+    with pytest.raises(ValueError, match="distill: game must be given"):
+        fd.distill(Balancer(), run_dir=run_dir, **SMALL)
+    assert not run_dir.exists()
+
+
+def test_a_damaged_teacher_file_is_refused(tmp_path):
+    zoo = Path(fd.__file__).parent / "zoo"
+    card = json.loads((zoo / "pong.json").read_text())
+    payload = bytearray((zoo / card["weights"]["file"]).read_bytes())
+    payload[len(payload) // 2] ^= 1
+    (tmp_path / "pong.json").write_text(json.dumps(card))
+    (tmp_path / card["weights"]["file"]).write_bytes(payload)
+    with pytest.raises(CheckpointError, match="must have SHA-256"):
+        fd.distill(tmp_path / "pong.json", run_dir=tmp_path / "run", **pong_options())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "l2"}, "loss must be one of kl, nll, mse, reverse_kl, jsd, got 'l2'"),
+        ({"loss": "kl,kl"}, "loss must not repeat, got kl, kl"),
+        ({"student": "8%"}, "student must be one of 100%, 25%, 7%, 4%, got '8%'"),
+        ({"driver": "me"}, "driver must be one of teacher, student, mixture, got 'me'"),
+        ({"weighting": "x"}, "weighting must be one of none, gap, entropy, got 'x'"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, rmsprop, got 'sgd'"),
+        ({"preset": "old"}, "preset must be one of classic, machado, got 'old'"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"total_updates": 0}, "total_updates must be at least 1, got 0"),
+        ({"score_episodes": -1}, "score_episodes must be at least 0, got -1"),
+        ({"steps_per_update": 0.0}, "steps_per_update must be positive, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"epsilon": 1.5}, r"epsilon must be in \[0, 1\], got 1.5"),
+        ({"max_seconds": 0.0}, "max_seconds must be positive, got 0.0"),
+        ({"learning_starts_steps": 3}, r"learning_starts_steps must be at least 4 \* num_lanes"),
+        ({"temperature": float("nan")}, r"temperature must be in \[1e-8, 1e8\] or 'auto', got nan"),
+        ({"temperature": "warm"}, "temperature must be .* or 'auto', got 'warm'"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"DistillConfig: {message}"):
+        DistillConfig(**options)
+
+
+def test_an_automatic_temperature_halves_the_teachers_entropy(tmp_path):
+    from fastdistill.recipes.students import auto_temperature
+
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.normal(size=(500, 6)) * 1e-3)
+    temperature = auto_temperature(values)
+    p = np.exp(values.numpy() / temperature)
+    p /= p.sum(axis=1, keepdims=True)
+    entropy = -(p * np.log(p)).sum(axis=1).mean()
+    assert entropy == pytest.approx(0.5 * np.log(6), rel=1e-3)
+    # Ten times the gaps, ten times the temperature: the targets stay the same.
+    assert auto_temperature(10 * values) == pytest.approx(10 * temperature, rel=1e-3)
+    result = fd.distill(
+        "zoo:pong", run_dir=tmp_path / "run", **pong_options(temperature="auto", total_updates=2)
+    )
+    _, card = load_network(next(iter(result.students.values())))
+    assert 1e-4 < card["temperature"] < 1
+
+
+def test_students_drive_where_they_are_told_to(tmp_path):
+    options = pong_options(total_updates=40, steps_per_update=64, epsilon=0.0, seeds=1)
+    runs = {
+        driver: fd.distill(
+            "zoo:pong", run_dir=tmp_path / driver, driver=driver, **options
+        )
+        for driver in ("teacher", "student")
+    }  # fmt: skip
+    actions = {}
+    for driver in runs:
+        tensors, _ = TrainingCheckpoints(tmp_path / driver / "checkpoints").latest()
+        actions[driver] = tensors["env.actions"]
+    assert actions["teacher"].shape == actions["student"].shape
+    same = (actions["teacher"] == actions["student"]).float().mean()
+    assert 0.01 < same < 0.99, "alike before the first update, then not"
