@@ -60,6 +60,8 @@ class Distillation:
         students: All that learn, side by side.
         at: How far it is.
         temperature: Of the sharpened teacher; 0 until an automatic one is fitted.
+        drivers: ``[lanes]``, the student at the wheel of each lane; -1 is the teacher.
+        labels: ``[lanes, actions]``, the teacher's view of the observations acted on.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Distillation:
         self.checkpoints = TrainingCheckpoints(config.run_dir / "checkpoints")
         self.temperature = 0.0 if config.temperature == "auto" else float(config.temperature)
         self.drivers = np.full(config.num_lanes, -1, np.int64)  # -1 is the teacher
+        self.labels = np.zeros((config.num_lanes, env.num_actions), np.float32)
 
     @property
     def training_seconds(self) -> float:
@@ -101,9 +104,9 @@ class Distillation:
 
     @property
     def fraction(self) -> float:
-        """How much of the training is over, by updates or by time."""
+        """How much of the training is over, by updates or by time; time alone never ends it."""
         fraction = self.at.updates / self.config.total_updates
-        if self.config.max_seconds is not None:
+        if self.config.max_seconds is not None and self.at.updates:
             fraction = max(fraction, self.training_seconds / self.config.max_seconds)
         return min(fraction, 1.0)
 
@@ -120,29 +123,37 @@ class Distillation:
             ) as progress,
         ):
             while self.fraction < 1.0 and not stop.requested:
-                self.play()
-                due = (at.step - config.learning_starts_steps) / config.steps_per_update
-                while at.updates + 1 <= due and self.fraction < 1.0:
-                    if at.updates == 0:
-                        self.measure_inputs()
+                self.act()  # the emulators set off
+                before = at.updates
+                while at.updates + 1 <= self._updates_due() and self.fraction < 1.0:
                     losses = self.learn()
-                    done = self.fraction >= 1.0
                     note = f"loss {losses[0]:.3f}" if len(losses) < 2 else ""
                     progress.update(at.updates, at.recent, note)
-                    if at.updates % config.log_every_updates == 0 or done:
+                self.observe()
+                if self.fraction < 1.0:
+                    if at.updates // config.log_every_updates > before // config.log_every_updates:
                         writer.write(at.step, self.metrics())
-                    if at.updates % config.score_every_updates == 0 or done:
+                    every = config.score_every_updates
+                    if at.updates // every > before // every:
                         writer.write(at.step, self.score(scoring_env))
-                    if at.updates % config.checkpoint_every_updates == 0 or done:
-                        self.checkpoint(done=done)
+                    every = config.checkpoint_every_updates
+                    if at.updates // every > before // every:
+                        self.checkpoint(done=False)
             done = self.fraction >= 1.0
+            if done and self.students[0].loss_count:
+                writer.write(at.step, self.metrics())
+                writer.write(at.step, self.score(scoring_env))
             if not done:
                 self.save_unscored()
-                self.checkpoint(done=False)
+            self.checkpoint(done=done)
         return done
 
-    def play(self) -> None:
-        """One step of every lane, by whoever drives it, into the replay with the teacher's view."""
+    def _updates_due(self) -> float:
+        config = self.config
+        return (self.at.step - config.learning_starts_steps) / config.steps_per_update
+
+    def act(self) -> None:
+        """Label every lane's observation, choose its action, and send the emulators off."""
         config, env, at = self.config, self.env, self.at
         if config.driver != "teacher" and at.step // config.num_lanes % _DRIVER_STEPS == 0:
             share = 1.0 if config.driver == "student" else self.fraction
@@ -157,9 +168,14 @@ class Distillation:
             with torch.inference_mode():
                 logits = self.students[index].network(obs[torch.from_numpy(lanes)])
             greedy[lanes] = logits.argmax(dim=1).cpu().numpy()
-        action = epsilon_greedy(greedy, config.epsilon, env.num_actions, at.rng)
+        env.send(epsilon_greedy(greedy, config.epsilon, env.num_actions, at.rng))
+        self.labels = labels.cpu().numpy()
         at.lap("act")
-        step = env.step(action)
+
+    def observe(self) -> None:
+        """What the step brought goes into the replay, with the teacher's view of its beginning."""
+        at = self.at
+        step = self.env.recv()
         at.add_episodes(step.episodes)
         at.lap("env")
         self.replay.append(
@@ -169,9 +185,9 @@ class Distillation:
             step.terminated,
             step.truncated,
             boundary=step.boundary,
-            teacher_logits=labels.cpu().numpy(),
+            teacher_logits=self.labels,
         )
-        at.step += config.num_lanes
+        at.step += self.config.num_lanes
         at.lap("replay")
 
     def measure_inputs(self) -> None:
@@ -189,6 +205,8 @@ class Distillation:
     def learn(self) -> list[float]:
         """One update of every student, all from the same batch; returns their losses."""
         config, at = self.config, self.at
+        if at.updates == 0:
+            self.measure_inputs()
         batch = self.replay.sample(config.batch_size)
         at.lap("replay")
         obs = batch.obs.to(self.device, non_blocking=True)
