@@ -270,7 +270,7 @@ def _save_gif(games: Mapping[str, _Recording], every: int, path: Path) -> None:
         for label, (screens, _) in games.items()
     }
     codes, palette = _screen_palette([games[label][0][t] for label in games for t in shown[label]])
-    palette = np.concatenate([_GIF_GREYS, palette]).tobytes()
+    colours = np.concatenate([_GIF_GREYS, palette]).tobytes()
 
     def picture(number: int) -> Any:
         columns: list[NDArray[np.uint8]] = []
@@ -283,7 +283,7 @@ def _save_gif(games: Mapping[str, _Recording], every: int, path: Path) -> None:
             gap = np.zeros((len(column), _GIF_GAP if columns else 0), np.uint8)
             columns += [gap, column]
         result = image.fromarray(np.concatenate(columns, axis=1))
-        result.putpalette(palette)
+        result.putpalette(colours)
         return result
 
     # GIF counts in hundredths of a second; the rounding must not add up.
@@ -314,7 +314,8 @@ def _gif_strip(label: str, score: float, width: int) -> NDArray[np.uint8]:
 
 def _pack(screen: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Colours ``[..., 3]`` to one number each."""
-    return screen.astype(np.int64) @ np.array([65536, 256, 1])
+    packed: NDArray[np.int64] = screen.astype(np.int64) @ np.array([65536, 256, 1])
+    return packed
 
 
 def _screen_palette(
