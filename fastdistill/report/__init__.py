@@ -61,15 +61,16 @@ def _play(run_dir: Path, results: Results, path: Path) -> tuple[bytes | None, st
     if not isinstance(source, str):
         return None, "the run's configuration names no teacher that could be loaded"
     name = Path(student.names[0]).name  # a name is never a way to another directory
-    checkpoint = run_dir / "students" / f"{name}.json"
+    places = (run_dir / "students" / f"{name}.json", run_dir / "student.json")
+    checkpoint = next((place for place in places if place.is_file()), None)
+    if checkpoint is None:
+        return None, f"the run holds no checkpoint of {name}"
     try:
         env = make_env(results.game, 1, preset=results.preset, training=False)
         try:
             policies = {
                 "teacher": load_teacher(source, env),
-                student.label: load_teacher(
-                    checkpoint if checkpoint.is_file() else run_dir / "student.json", env
-                ),
+                student.label: load_teacher(checkpoint, env),
             }
         finally:
             env.close()

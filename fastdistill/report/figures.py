@@ -35,7 +35,7 @@ VARIABLES = {
 }
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 WIDE, NARROW = 780, 360  # pixels
-_MAX_FINALS = 4  # more final scores than these would cover one another
+MAX_FINALS = 4  # more final scores and bands than these would cover one another
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def _draw_score(results: Results, figure: Any, width: int) -> None:
     end = max(float(curve.seconds[-1]) for curve in lines.values()) / unit.seconds
     _levels(results, axes)
     for label, curve in lines.items():
-        _line(axes, curve, styles[label], unit, label, mark=True, spread=len(lines) <= _MAX_FINALS)
+        _line(axes, curve, styles[label], unit, label, mark=True, spread=len(lines) <= MAX_FINALS)
     finals = [player for player in results.students if player.score]
-    if len(finals) <= _MAX_FINALS:
+    if len(finals) <= MAX_FINALS:
         for place, player in enumerate(finals, start=1):
             assert player.score is not None
             axes.errorbar(
@@ -119,11 +119,12 @@ def _draw_score(results: Results, figure: Any, width: int) -> None:
                 ],
                 color=SERIES[styles[player.label].series],
                 marker="D",
-                markersize=5.5,
-                linewidth=1.6,
-                capsize=3,
+                markersize=8,
+                markeredgecolor=GROUND,
+                markeredgewidth=1.4,
+                elinewidth=1.8,
             )
-    axes.set_xlim(0, end * (1.06 + 0.025 * min(len(finals), _MAX_FINALS)))
+    axes.set_xlim(0, end * (1.06 + 0.025 * min(len(finals), MAX_FINALS)))
     axes.set_xlabel(f"training time, {unit.name}")
 
 
@@ -185,7 +186,9 @@ def _draw_learning(results: Results, figure: Any, width: int) -> None:
             axes.set_yticks([])
         axes.set_xlim(0, max(float(one[-1]) for one in seconds) / unit.seconds * 1.02)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel(f"training time, {unit.name}")
+        if shape[0] == 1 or measure == "kl":
+            axes.set_xlabel(f"training time, {unit.name}")
+    figure.get_layout_engine().set(h_pad=6 / 72, w_pad=8 / 72)
 
 
 def _draw_episodes(results: Results, figure: Any, width: int) -> None:
@@ -285,7 +288,7 @@ def _axes(axes: Any, title: str) -> Any:
 def _height(name: str, results: Results, width: int) -> int:
     if name == "episodes":
         rows = sum(bool(player.episodes) for player in (results.teacher, *results.students))
-        return 56 + 84 * rows
+        return 56 + (84 if rows <= 6 else 64) * rows
     if name == "score":
         return 340 if width >= WIDE else 300
     return 250 if width >= WIDE else 660
@@ -371,7 +374,7 @@ def _png(
             figure.legend(
                 list(handles.values()),
                 list(handles),
-                loc="outside upper left",
+                loc="outside lower left",
                 ncols=6,
                 frameon=False,
                 fontsize=11.5,

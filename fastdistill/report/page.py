@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from fastdistill.report.figures import Drawing, LineStyle, line_styles
+from fastdistill.report.figures import MAX_FINALS, Drawing, LineStyle, line_styles
 from fastdistill.report.results import BATCHES, Player, Results, headline_student
 from fastdistill.report.words import (
     NOT_MEASURED,
@@ -144,10 +144,11 @@ def _figure(drawing: Drawing | None, name: str, legend: str, note: str) -> str:
 def _score_note(results: Results) -> str:
     note = "Scores while training are means of few episodes. The teacher’s band is the 95% "
     note += "interval of its mean."
-    if any(player.score for player in results.students) and len(results.students) <= 4:
+    few = len(results.students) <= MAX_FINALS
+    if few and any(player.score for player in results.students):
         note += " Diamonds at the right: the final evaluation, with its 95% interval."
     if any(len(player.names) > 1 for player in results.students):
-        note += " A line is the mean over seeds, its band their extremes."
+        note += " A line is the mean over seeds" + (", its band their extremes." if few else ".")
     return note
 
 
@@ -194,10 +195,9 @@ def _table(results: Results) -> str:
 
 def _row(results: Results, player: Player, style: LineStyle | None) -> str:
     swatch = _swatch(style) if style and len(results.students) > 1 else ""
-    below = f"mean of {len(player.names)} seeds" if len(player.names) > 1 else ""
+    below = f"{len(player.names)} seeds" if len(player.names) > 1 else ""
     if style is None:
-        below = " ".join([player.names[0], player.size]).strip()
-        below = "" if below == "teacher" else below
+        below = "" if player.names[0] == player.label else player.names[0]
     relative = _interval(player.percent, percent)
     if style is None and player.percent is None:
         relative = '<data value="100">100%</data>'
@@ -206,8 +206,8 @@ def _row(results: Results, player: Player, style: LineStyle | None) -> str:
         "Of the teacher’s level": relative,
         "Parameters": _parameters(results, player),
         "Multiply-adds": _flops(player.flops),
-        "Latency, batch 1": _latency(player.latency_seconds["1"]),
-        "Latency, batch 1,024": _latency(player.latency_seconds["1024"]),
+        "Latency, batch\u00a01": _latency(player.latency_seconds["1"]),
+        "Latency, batch\u00a01,024": _latency(player.latency_seconds["1024"]),
     }
     body = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells.items())
     return (

@@ -34,27 +34,30 @@ class TimeUnit:
         return cls("minutes", 60.0) if longest <= 3 * 3600 else cls("hours", 3600.0)
 
 
-def number(value: float | None) -> str:
+def number(value: float) -> str:
     """A score: one decimal below 1,000, none above."""
-    if value is None:
-        return NOT_MEASURED
-    text = f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
-    text = text.removesuffix(".0") if float(value).is_integer() else text
-    return text.replace("-", "\N{MINUS SIGN}") if float(text.replace(",", "")) else text.lstrip("-")
+    return _with_minus(f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}")
+
+
+def _median(scores: Sequence[float]) -> str:
+    return _with_minus(f"{float(np.median(scores)):,.1f}".removesuffix(".0"))
+
+
+def _with_minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}") if text.strip("-0.,%") else text.lstrip("-")
 
 
 def percent(value: float) -> str:
     """A share: one decimal below 10%, none above."""
-    text = f"{value:.1f}%" if 0 < abs(value) < 9.95 else f"{value:.0f}%"
-    return text.replace("-", "\N{MINUS SIGN}")
+    text = f"{value:.1f}%" if abs(value) < 9.95 and value != round(value) else f"{value:.0f}%"
+    return _with_minus(text)
 
 
 def duration(seconds: float) -> str:
-    """A length of time in words, to two or three digits."""
-    for limit, length, name in ((100, 1, "seconds"), (5940, 60, "minutes")):
-        if seconds < limit:
-            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {name}"
-    return f"{seconds / 3600:.1f} hours"
+    """A length of time in words, in the unit that an axis up to it would have."""
+    unit = TimeUnit.fitting([[seconds]])
+    amount = seconds / unit.seconds
+    return f"{amount:.{0 if amount >= 10 else 1}f} {unit.name}"
 
 
 def game_title(game: str) -> str:
@@ -65,11 +68,6 @@ def game_title(game: str) -> str:
 def subject(results: Results, player: Player) -> str:
     """What a sentence calls a student: the only one needs no label."""
     return "the student" if len(results.students) == 1 else player.label
-
-
-def sentence(text: str) -> str:
-    """With a capital letter."""
-    return text[:1].upper() + text[1:]
 
 
 def headline(results: Results) -> str:
@@ -95,7 +93,8 @@ def choice(results: Results) -> str:
     student = headline_student(results)
     if student is None or student.percent is None or len(results.students) < 2:
         return ""
-    if student.percent.value >= GOOD_PERCENT:
+    sizes = {player.parameters for player in results.students}
+    if student.percent.value >= GOOD_PERCENT and len(sizes) > 1:
         return (
             f"It is the smallest of {len(results.students)} kinds of student to reach "
             f"{GOOD_PERCENT:.0f}% of the teacher’s level."
@@ -118,9 +117,10 @@ def score_title(results: Results) -> str:
     }
     if not reached:
         player, curve = max(curves.values(), key=lambda pair: float(pair[1].mean.max()))
-        return sentence(
-            f"{subject(results, player)} scores {number(float(curve.mean.max()))} at best while "
-            f"training, the teacher {number(level.value)}"
+        most = number(float(curve.mean.max()))
+        return (
+            f"While training, {subject(results, player)} scores at most {most}, "
+            f"the teacher {number(level.value)}"
         )
     first = min(reached, key=lambda label: reached[label])
     after = duration(reached[first])
@@ -138,10 +138,9 @@ def episodes_title(results: Results) -> str:
     if not played:
         return "No student has been evaluated"
     best = max(played, key=lambda player: float(np.median(player.episodes)))
-    score = number(float(np.median(best.episodes)))
-    text = f"In the median episode {subject(results, best)} scores {score}"
+    text = f"In the median episode {subject(results, best)} scores {_median(best.episodes)}"
     if results.teacher.episodes:
-        text += f", the teacher {number(float(np.median(results.teacher.episodes)))}"
+        text += f", the teacher {_median(results.teacher.episodes)}"
     return text
 
 
@@ -157,4 +156,4 @@ def learning_title(results: Results) -> str:
             agreement = 100 * player.curves["agreement"].mean
             text += f", agreement from {percent(agreement[0])} to {percent(agreement[-1])}"
         return text
-    return f"{player.label} ends closest to the teacher, with a KL of {values[-1]:.2f} nats"
+    return f"The KL from the teacher ends lowest for {player.label}, at {values[-1]:.2f} nats"
