@@ -359,7 +359,7 @@ def _png(
 ) -> None:
     with _rc():
         figure = _new_figure(path.stem, results, WIDE)
-        lines = textwrap.wrap(title, 88)
+        lines = textwrap.wrap(title, 96)
         entries = len(results.students) if path.stem != "episodes" else 0
         legend_rows = -(-entries // 6) if entries > 1 else 0
         figure.set_figheight(figure.get_figheight() + (30 + 20 * (len(lines) + legend_rows)) / 72)

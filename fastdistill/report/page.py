@@ -94,12 +94,14 @@ def _facts(results: Results) -> str:
                 (number(student.score.value), f"mean score; teacher {number(teacher.score.value)}")
             )
         if student.parameters and teacher.parameters:
-            ratio = teacher.parameters / student.parameters
-            facts.append((f"{_ratio(ratio)}", "fewer parameters than the teacher"))
+            share = percent(100 * student.parameters / teacher.parameters)
+            facts.append((share, "of the teacher’s parameters"))
         for batch in BATCHES:
             mine, its = student.latency_seconds[batch], teacher.latency_seconds[batch]
             if mine and its:
-                facts.append((_ratio(its / mine), f"faster on {_LATENCY_NAMES[batch]}"))
+                facts.append(
+                    (_ratio(its / mine), f"the teacher’s speed on {_LATENCY_NAMES[batch]}")
+                )
     if results.training_seconds is not None:
         amount, unit = duration(results.training_seconds).split()
         facts.append((amount, f"{unit} of training"))

@@ -71,6 +71,7 @@ def test_the_page_loads_nothing(tmp_path):
     (tmp_path / "figures").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "figures" / "play.gif")
     page = Page(write_report(tmp_path))
+    assert page.source == Page(write_report(tmp_path)).source  # nothing of the moment is in it
     assert re.findall(r"https?:|url\((?!#)|@import|file:", page.source) == []
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert [source[:22] for source in images] == ["data:image/gif;base64,"]
@@ -194,7 +195,7 @@ def test_names_are_text_never_markup(tmp_path):
     evaluation["machine"] = {hostile: hostile}
     for entry in evaluation["students"]:
         entry["kind"] += hostile
-        entry["size"] = '"><img src=x onerror=alert(1)> $\\frac'
+        entry["size"] = '"><img src=x onerror=alert(1)> $\\frac$'
         entry["name"] = "../../" + hostile
     evaluation["game"] = hostile
     write_evaluation(tmp_path, evaluation)
