@@ -180,9 +180,9 @@ def record_comparison_gif(
 ) -> dict[str, float]:
     """Play the same game with each policy and save their screens side by side as a GIF.
 
-    Every policy meets the same start, the same emulator and the same random actions: it is the
-    first episode of lane 0 of an evaluation with that seed, not a chosen one. A strip above each
-    screen counts its score; a game that has ended stands still until the last one has.
+    Every policy meets the same start, that of the first episode of lane 0 in an evaluation with
+    that seed, and the same random actions. A strip above each screen counts its score; a game that
+    has ended stands still until the last one has.
 
     Args:
         policies: Label above the screen -> policy (see ``evaluate``); at least one.

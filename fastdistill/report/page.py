@@ -127,8 +127,8 @@ def _game(results: Results, gif: bytes | None, why_not: str) -> str:
         '<figure class="game"><img alt="'
         f'The teacher and {label} playing {name} side by side" src="data:image/gif;base64,'
         f'{base64.b64encode(gif).decode()}"><figcaption>The teacher and {label} from the same '
-        f"start (seed {results.seed}), with the same random actions. The first seconds of the "
-        "evaluation’s first episode, not a chosen one; points so far above each screen."
+        f"start (seed {results.seed}, that of the evaluation’s first episode: not a chosen one), "
+        "with the same random actions. Points so far are above each screen."
         "</figcaption></figure>"
     )
 
