@@ -15,7 +15,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt scikit-build-core pybind11 cmake ninja
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt "torch>=2.10" numpy safetensors ale-py gymnasium \
-	  tyro tensorboard pillow pytest pytest-timeout pytest-benchmark hypothesis ruff mypy clang-format clang-tidy
+	  tyro tensorboard pillow matplotlib pytest pytest-timeout pytest-benchmark hypothesis ruff mypy clang-format clang-tidy
 	touch $@
 
 setup: $(VENV)/ready  ## Make .venv with the pinned dependencies
@@ -23,8 +23,8 @@ setup: $(VENV)/ready  ## Make .venv with the pinned dependencies
 build: setup  ## Build the native code and install the package into .venv
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps .
 
-demo: build  ## Run the losses' benchmark in its short form
-	$(BIN)/python benchmarks/run.py --short
+demo: build  ## Distill the shipped Pong teacher into a student of 7% of its size; leaves a report in runs/
+	$(BIN)/fastdistill quickstart
 
 test: build test-cpp  ## Run the C++ and the Python tests
 	$(BIN)/pytest

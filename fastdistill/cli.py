@@ -18,7 +18,7 @@ from typing import Any
 
 from fastdistill.checkpoints import CheckpointError, read_card
 from fastdistill.envs import make_env
-from fastdistill.evaluation import evaluate_env, record_gif
+from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import teacher_dqn as teacher_dqn_recipe
 from fastdistill.recipes import teacher_pqn as teacher_pqn_recipe
@@ -82,10 +82,17 @@ def evaluate(
         result = {"checkpoint": checkpoint, **record.to_json(), "summary": asdict(summary)}
         out.write_text(json.dumps(result, indent=2) + "\n")
     if gif is not None:
-        score = record_gif(
-            teacher, name, gif, preset=preset, epsilon=epsilon, seed=seed, device=device
-        )
-        print(f"  {gif}: an episode of {score:.0f}")
+        (score,) = record_comparison_gif(
+            {name: teacher},
+            name,
+            gif,
+            preset=preset,
+            epsilon=epsilon,
+            seed=seed,
+            max_seconds=60,
+            device=device,
+        ).values()
+        print(f"  {gif}: {score:.0f} points in at most a minute")
 
 
 def teacher_pqn(config: teacher_pqn_recipe.PqnConfig, resume: bool = False) -> int:

@@ -8,8 +8,9 @@ module that imports Pillow (for the GIF of a game).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,64 +166,191 @@ def evaluate_env(
     )
 
 
-def record_gif(
-    policy: Policy,
+def record_comparison_gif(
+    policies: Mapping[str, Policy],
     game: str,
     path: str | Path,
     *,
     preset: str = "classic",
     epsilon: float | None = None,
     seed: int = 1,
-    max_seconds: float = 60.0,
+    max_seconds: float = 20.0,
+    max_bytes: int = 4_000_000,
     device: torch.device | str = "cpu",
-) -> float:
-    """Play one episode and save its colour screen as a GIF at 15 frames per second.
+) -> dict[str, float]:
+    """Play the same game with each policy and save their screens side by side as a GIF.
+
+    Every policy meets the same start, that of the first episode of lane 0 in an evaluation with
+    that seed, and the same random actions. A strip above each screen counts its score; a game that
+    has ended stands still until the last one has.
 
     Args:
-        policy: See ``evaluate``.
+        policies: Label above the screen -> policy (see ``evaluate``); at least one.
         game: An Atari game.
         path: Of the GIF.
         preset: See ``evaluate``.
         epsilon: See ``evaluate``.
         seed: See ``evaluate``.
-        max_seconds: Of play recorded; a longer episode is cut.
+        max_seconds: Of play recorded, 15 pictures each; longer episodes are cut.
+        max_bytes: A larger file is written again with fewer pictures per second (at least 2).
         device: See ``evaluate``.
 
     Returns:
-        The return of what was recorded.
+        Label -> return of what was recorded.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "fastdistill.evaluation needs Pillow for a GIF: pip install 'pillow>=10'"
-        ) from error
+    if not policies:
+        raise ValueError("record_comparison_gif: policies must hold at least 1 policy, got 0")
+    if not max_seconds > 0:
+        raise ValueError(f"record_comparison_gif: max_seconds must be above 0, got {max_seconds}")
+    _pillow()  # before minutes are played for nothing
+    epsilon = PRESETS[preset].evaluation_epsilon if epsilon is None else epsilon
+    pictures = max(1, round(max_seconds * _GIF_RATE))
+    games = {
+        label: _record_screens(policy, game, preset, epsilon, seed, pictures, device)
+        for label, policy in policies.items()
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for every in range(1, _GIF_RATE // 2 + 1):
+        _save_gif(games, every, path)
+        if path.stat().st_size <= max_bytes:
+            break
+    return {label: scores[-1] for label, (_, scores) in games.items()}
+
+
+# Pictures per second: the emulator's 60 frames with a frame skip of 4.
+_GIF_RATE = 15
+# Pixels: the strip above each screen and the gap between the (doubled) screens.
+_GIF_STRIP, _GIF_GAP = 40, 8
+# The palette begins with the strips' greys, from their ground to the letters.
+_GIF_GREYS = np.linspace((24, 24, 27), (240, 240, 240), 8).astype(np.uint8)
+
+# What was recorded of one policy: colour screens [210, 160, 3] uint8 and the score at each.
+_Recording = tuple[list[NDArray[np.uint8]], list[float]]
+
+
+def _record_screens(
+    policy: Policy,
+    game: str,
+    preset: str,
+    epsilon: float,
+    seed: int,
+    pictures: int,
+    device: torch.device | str,
+) -> _Recording:
     env = make_env(game, 1, preset=preset, training=False)
     screen = make_atari_screen(env)
     try:
-        epsilon = PRESETS[preset].evaluation_epsilon if epsilon is None else epsilon
         actor = _EpsilonGreedy(policy, epsilon, env.num_actions, seed, device)
         env.reset((seed, _EVALUATION_STREAM))
         screen.reset((seed, _EVALUATION_STREAM))
-        pictures = [Image.fromarray(screen.obs[0].transpose(1, 2, 0))]
-        score = 0.0
-        while len(pictures) < max_seconds * 15:
+        screens, scores = [screen.obs[0].transpose(1, 2, 0).copy()], [0.0]
+        while len(screens) < pictures:
             action = actor(env.obs)
             step = env.step(action)
             screen.step(action)
-            score += float(step.reward[0])
+            screens.append(screen.obs[0].transpose(1, 2, 0).copy())
+            scores.append(scores[-1] + float(step.reward[0]))
             if step.terminated[0] or step.truncated[0]:
                 break
-            pictures.append(Image.fromarray(screen.obs[0].transpose(1, 2, 0)))
     finally:
         env.close()
         screen.close()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # GIF counts in hundredths of a second: 15 frames per second become 7, 7, 6 of them.
-    durations = [60 if index % 3 == 2 else 70 for index in range(len(pictures))]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-    return score
+    return screens, scores
+
+
+def _save_gif(games: Mapping[str, _Recording], every: int, path: Path) -> None:
+    """Every ``every``-th picture in real time, with one palette for all."""
+    image, _, _ = _pillow()
+    length = max(len(screens) for screens, _ in games.values())
+    times = range(0, length, every)
+    # A game that has ended stands still.
+    shown = {
+        label: [min(time, len(screens) - 1) for time in times]
+        for label, (screens, _) in games.items()
+    }
+    codes, palette = _screen_palette([games[label][0][t] for label in games for t in shown[label]])
+    colours = np.concatenate([_GIF_GREYS, palette]).tobytes()
+
+    def picture(number: int) -> Any:
+        columns: list[NDArray[np.uint8]] = []
+        for label, (screens, scores) in games.items():
+            time = shown[label][number]
+            screen = len(_GIF_GREYS) + codes[_pack(screens[time])]
+            screen = screen.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+            strip = _gif_strip(label, scores[time], screen.shape[1])
+            column = np.concatenate([strip, screen])
+            gap = np.zeros((len(column), _GIF_GAP if columns else 0), np.uint8)
+            columns += [gap, column]
+        result = image.fromarray(np.concatenate(columns, axis=1))
+        result.putpalette(colours)
+        return result
+
+    # GIF counts in hundredths of a second; the rounding must not add up.
+    ends = [round(100 * min(k * every, length) / _GIF_RATE) for k in range(len(times) + 1)]
+    picture(0).save(
+        path,
+        save_all=True,
+        append_images=(picture(number) for number in range(1, len(times))),
+        duration=[10 * (end - start) for start, end in pairwise(ends)],
+        loop=0,
+        optimize=True,
+    )
+
+
+def _gif_strip(label: str, score: float, width: int) -> NDArray[np.uint8]:
+    """Label at the left, score at the right, as indices of grey ``[_GIF_STRIP, width]``."""
+    image, draw, font = _pillow()
+    strip = image.new("L", (width, _GIF_STRIP))
+    pen, face = draw.Draw(strip), font.load_default(20)
+    count = f"{score:g}"
+    right = width - 10 - pen.textlength(count, face)
+    while label and 10 + pen.textlength(label, face) > right - 10:
+        label = label[:-1]
+    pen.text((10, _GIF_STRIP // 2), label, 255, face, anchor="lm")
+    pen.text((right, _GIF_STRIP // 2), count, 255, face, anchor="lm")
+    return np.asarray(strip) // (256 // len(_GIF_GREYS))
+
+
+def _pack(screen: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Colours ``[..., 3]`` to one number each."""
+    packed: NDArray[np.int64] = screen.astype(np.int64) @ np.array([65536, 256, 1])
+    return packed
+
+
+def _screen_palette(
+    screens: Sequence[NDArray[np.uint8]],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A table from packed colours to palette entries, and the palette ``[entries, 3]``.
+
+    Exact where the screens have few enough colours, as most games do.
+    """
+    image, _, _ = _pillow()
+    seen = np.zeros(1 << 24, np.bool_)
+    for screen in screens:
+        seen[_pack(screen)] = True
+    colours = np.flatnonzero(seen)
+    palette = (colours[:, None] >> np.array([16, 8, 0]) & 255).astype(np.uint8)
+    index = np.arange(len(colours))
+    # One of the 256 entries is left for "as before", which keeps the file small.
+    room = 255 - len(_GIF_GREYS)
+    if len(colours) > room:
+        quantized = image.fromarray(palette[None]).quantize(room, dither=image.Dither.NONE)
+        index = np.asarray(quantized)[0]
+        palette = np.array(quantized.getpalette(), np.uint8).reshape(-1, 3)
+    codes = np.zeros(1 << 24, np.uint8)
+    codes[colours] = index
+    return codes, palette
+
+
+def _pillow() -> tuple[Any, Any, Any]:
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError as error:
+        raise ImportError(
+            "fastdistill.evaluation needs Pillow for a GIF: pip install 'pillow>=10.1'"
+        ) from error
+    return Image, ImageDraw, ImageFont
 
 
 # Second word of the reset entropy; recipes use others, so no training lane plays these episodes.

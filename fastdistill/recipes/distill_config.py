@@ -32,8 +32,8 @@ class DistillConfig:
     """Students of each loss and size; they differ in their first weights, not in their data."""
     temperature: float | str = 0.01
     """Sharpens the teacher; "auto" fits it to the teacher's action gaps."""
-    driver: str = "teacher"
-    """Who plays: teacher, student, or mixture (the students' share rises from 0 to 1)."""
+    driver: str = "student"
+    """Who plays: student, teacher, or mixture (the students' share rises from 0 to 1)."""
     weighting: str = "none"
     """Weight of each state: none, gap (between the best two actions) or entropy."""
     optimizer: str = "adam"
@@ -42,7 +42,7 @@ class DistillConfig:
     """At first; it falls linearly to 0."""
     batch_size: int = 64
     """States per update."""
-    total_updates: int = 6_000
+    total_updates: int = 4_000
     """Updates of every student; the schedules end there."""
     max_seconds: float | None = None
     """End training early after this long (scoring apart); the schedules end there, too."""
@@ -65,7 +65,7 @@ class DistillConfig:
     evaluation_episodes: int = 30
     """Full episodes of teacher and students at the end, none of which chose a student; 0 for none.
     """
-    checkpoint_every_updates: int = 2_000
+    checkpoint_every_updates: int = 1_000
     """Updates between checkpoints."""
     log_every_updates: int = 100
     """Updates between metric records."""

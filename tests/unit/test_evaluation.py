@@ -10,8 +10,9 @@ import torch
 from gymnasium.vector import AutoresetMode
 from PIL import Image
 
-from fastdistill.envs import LaneEnv
-from fastdistill.evaluation import evaluate, evaluate_env, record_gif
+from fastdistill import evaluation
+from fastdistill.envs import LaneEnv, make_atari_screen, make_env
+from fastdistill.evaluation import evaluate, evaluate_env, record_comparison_gif
 
 
 class Corridor(gymnasium.Env):
@@ -125,18 +126,109 @@ def test_bad_arguments_are_refused():
         evaluate(constant(0, 4), "pong", episodes=1)
 
 
-def test_the_gif_shows_the_colour_screen_of_the_game_played(tmp_path):
-    path = tmp_path / "media" / "pong.gif"
-    score = record_gif(constant(0, 6), "pong", path, epsilon=0.0, max_seconds=8)
-    assert score < 0  # eight seconds of not moving
+def gif_frames(path) -> tuple[np.ndarray, list[int]]:
+    """All pictures ``[pictures, height, width, 3]`` and their durations in milliseconds."""
     with Image.open(path) as picture:
-        assert picture.size == (160, 210)
-        assert picture.n_frames <= 120  # equal neighbours are merged, with their durations
-        durations = 0
+        frames, durations = [], []
         for frame in range(picture.n_frames):
             picture.seek(frame)
-            durations += picture.info["duration"]
-        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    assert durations == pytest.approx(8000, abs=20)
-    red, green, blue = np.median(colours, axis=0)
+            durations.append(picture.info["duration"])
+            frames.append(np.asarray(picture.convert("RGB")))
+    return np.stack(frames), durations
+
+
+def test_the_gif_shows_the_colour_screen_of_the_game_played(tmp_path):
+    path = tmp_path / "media" / "pong.gif"
+    scores = record_comparison_gif({"idle": constant(0, 6)}, "pong", path, epsilon=0, max_seconds=8)
+    assert set(scores) == {"idle"}
+    assert scores["idle"] < 0  # eight seconds of not moving
+    frames, durations = gif_frames(path)
+    assert frames.shape[1:] == (40 + 420, 320, 3)
+    assert len(frames) <= 120  # equal neighbours are merged, with their durations
+    assert sum(durations) == 8000
+    red, green, blue = np.median(frames.reshape(-1, 3), axis=0)
     assert red > green > blue  # Pong's brown
+    # The emulator's own colours: every pixel of the twin's last screen, doubled.
+    env = make_env("pong", 1, training=False)
+    screen = make_atari_screen(env)
+    screen.reset((1, 1))
+    for _ in range(119):
+        screen.step(np.zeros(1, np.int64))
+    expected = screen.obs[0].transpose(1, 2, 0).repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(frames[-1, 40:], expected)
+    env.close()
+    screen.close()
+
+
+def test_the_gif_sets_players_of_one_start_side_by_side(tmp_path):
+    path = tmp_path / "two.gif"
+    # Twice the same policy: the same game. A third that moves: another.
+    players = {"idle": constant(0, 6), "still idle": constant(0, 6), "up": constant(2, 6)}
+    scores = record_comparison_gif(players, "pong", path, max_seconds=6)
+    assert list(scores) == list(players)
+    frames, durations = gif_frames(path)
+    assert frames.shape[1:] == (460, 3 * 320 + 2 * 8, 3)
+    assert sum(durations) == 6000
+    left, middle, right = (frames[:, 40:, 328 * k : 328 * k + 320] for k in range(3))
+    np.testing.assert_array_equal(left, middle)
+    np.testing.assert_array_equal(left[0], right[0])
+    assert (left != right).any()
+    # The strips count: the first says 0, the last the score that was returned.
+    strips = frames[:, :40, 220:320]
+    assert scores["idle"] < 0
+    assert (strips[0] != strips[-1]).any()
+    assert (frames[0, :40, :200] != frames[0, :40, 328:528]).any()  # another label
+
+
+def test_the_gif_drops_pictures_rather_than_grow_too_large(tmp_path):
+    sizes = {}
+    for limit in (10**7, 9_000):
+        path = tmp_path / f"{limit}.gif"
+        record_comparison_gif({"up": constant(2, 6)}, "pong", path, max_seconds=5, max_bytes=limit)
+        sizes[limit] = path.stat().st_size
+        frames, durations = gif_frames(path)
+        assert sum(durations) == 5000
+        assert frames.shape[1:] == (460, 320, 3)
+    assert sizes[9_000] <= 9_000 < sizes[10**7]
+
+
+def test_a_game_that_has_ended_stands_still(tmp_path, monkeypatch):
+    # Screens made up: one game lasts 2 pictures, the other 5, each picture of its own grey.
+    lengths = {"short": 2, "long": 5}
+    recordings = iter(
+        (
+            [np.full((210, 160, 3), 40 * (k + 1), np.uint8) for k in range(n)],
+            [float(k) for k in range(n)],
+        )
+        for n in lengths.values()
+    )
+    monkeypatch.setattr(evaluation, "_record_screens", lambda *_: next(recordings))
+    players = {label: constant(0, 6) for label in lengths}
+    path = tmp_path / "ended.gif"
+    assert record_comparison_gif(players, "pong", path) == {"short": 1.0, "long": 4.0}
+    frames, _ = gif_frames(path)
+    assert frames[:, 200, 100, 0].tolist() == [40, 80, 80, 80, 80]
+    assert frames[:, 200, 500, 0].tolist() == [40, 80, 120, 160, 200]
+
+
+def test_a_game_of_many_colours_is_brought_down_to_a_palette(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    smooth = np.linspace(0, 255, 210 * 160).reshape(210, 160, 1).astype(int)
+    screens = [(smooth + rng.integers(0, 8, 3)).clip(0, 255).astype(np.uint8) for _ in range(3)]
+    recording = ([np.broadcast_to(screen, (210, 160, 3)).copy() for screen in screens], [0.0] * 3)
+    recording[0][0][:, :, 1] = recording[0][0][::-1, :, 1]
+    monkeypatch.setattr(evaluation, "_record_screens", lambda *_: recording)
+    path = tmp_path / "colours.gif"
+    record_comparison_gif({"many": constant(0, 6)}, "pong", path)
+    frames, _ = gif_frames(path)
+    for frame, screen in zip(frames, recording[0], strict=True):
+        wrong = np.abs(frame[40::2, ::2].astype(int) - screen)
+        assert np.median(wrong) <= 8
+
+
+def test_a_gif_of_nobody_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="policies must hold at least 1 policy, got 0"):
+        record_comparison_gif({}, "pong", tmp_path / "none.gif")
+    with pytest.raises(ValueError, match="max_seconds must be above 0, got 0"):
+        record_comparison_gif({"a": constant(0, 6)}, "pong", tmp_path / "none.gif", max_seconds=0)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""The report of a distillation run: one self-contained HTML page, its figures as PNG, a GIF.
+
+``results`` reads the run directory, ``figures`` draws (the only module that imports matplotlib),
+``page`` writes the HTML into ``page.html``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastdistill.envs import make_env
+from fastdistill.evaluation import record_comparison_gif
+from fastdistill.report import figures
+from fastdistill.report.page import render_page
+from fastdistill.report.results import Results, headline_student, read_results
+from fastdistill.teachers import load_teacher
+
+__all__ = ["write_report"]
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` and ``figures/`` into a distillation run's directory.
+
+    What the run did not leave behind reads "not measured". The GIF of teacher and student is
+    recorded anew unless ``figures/play.gif`` is newer than the evaluation.
+
+    Args:
+        run_dir: Holds ``evaluation.json``; ``config.json``, ``metrics.jsonl`` and ``students/``
+            are used where present.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: ``evaluation.json`` is missing or damaged, or another file is damaged.
+        ImportError: matplotlib is missing.
+    """
+    run_dir = Path(run_dir)
+    results = read_results(run_dir)
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    drawings = figures.draw_all(results, folder)
+    gif, why_not = _play(run_dir, results, folder / "play.gif")
+    page = run_dir / "report.html"
+    temporary = page.with_name(".report.html.tmp")
+    temporary.write_text(render_page(results, drawings, gif, why_not), encoding="utf-8")
+    temporary.replace(page)
+    return page
+
+
+def _play(run_dir: Path, results: Results, path: Path) -> tuple[bytes | None, str]:
+    """The GIF of the teacher beside the headline's student, or why there is none."""
+    written = (run_dir / "evaluation.json").stat().st_mtime
+    if path.is_file() and path.stat().st_mtime >= written:
+        return path.read_bytes(), ""
+    student = headline_student(results)
+    source = results.config.get("teacher")
+    if student is None:
+        return None, "the run has no student"
+    if not isinstance(source, str):
+        return None, "the run's configuration names no teacher that could be loaded"
+    name = Path(student.names[0]).name  # a name is never a way to another directory
+    places = (run_dir / "students" / f"{name}.json", run_dir / "student.json")
+    checkpoint = next((place for place in places if place.is_file()), None)
+    if checkpoint is None:
+        return None, f"the run holds no checkpoint of {name}"
+    try:
+        env = make_env(results.game, 1, preset=results.preset, training=False)
+        try:
+            policies = {
+                "teacher": load_teacher(source, env),
+                student.label: load_teacher(checkpoint, env),
+            }
+        finally:
+            env.close()
+        record_comparison_gif(
+            policies,
+            results.game,
+            path,
+            preset=results.preset,
+            epsilon=results.epsilon,
+            seed=results.seed,
+        )
+    except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        return None, str(error)
+    return path.read_bytes(), ""

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+# ruff: noqa: RUF001 (typographic apostrophes and signs: this text is read by people)
+"""The report's sentences and numbers: what a figure found, and how much of what.
+
+Plain text; the page escapes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastdistill.report.results import GOOD_PERCENT, Player, Results, headline_student
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class TimeUnit:
+    """A unit of training time: its name and its length in seconds."""
+
+    name: str
+    seconds: float
+
+    @classmethod
+    def fitting(cls, seconds: Sequence[Any]) -> TimeUnit:
+        """The unit for axes that reach to the last of these ascending times."""
+        longest = max((float(one[-1]) for one in seconds), default=0.0)
+        if longest <= 300:
+            return cls("seconds", 1.0)
+        return cls("minutes", 60.0) if longest <= 3 * 3600 else cls("hours", 3600.0)
+
+
+def number(value: float) -> str:
+    """A score: one decimal below 1,000, none above."""
+    return _with_minus(f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}")
+
+
+def _median(scores: Sequence[float]) -> str:
+    return _with_minus(f"{float(np.median(scores)):,.1f}".removesuffix(".0"))
+
+
+def _with_minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}") if text.strip("-0.,%") else text.lstrip("-")
+
+
+def percent(value: float) -> str:
+    """A share: one decimal below 10%, none above."""
+    text = f"{value:.1f}%" if abs(value) < 9.95 and value != round(value) else f"{value:.0f}%"
+    return _with_minus(text)
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words, in the unit that an axis up to it would have."""
+    unit = TimeUnit.fitting([[seconds]])
+    amount = seconds / unit.seconds
+    return f"{amount:.{0 if amount >= 10 else 1}f} {unit.name}"
+
+
+def game_title(game: str) -> str:
+    """``ms_pacman`` as Ms Pacman; gymnasium ids as they are."""
+    return game if "-v" in game else game.replace("_", " ").title()
+
+
+def subject(results: Results, player: Player) -> str:
+    """What a sentence calls a student: the only one needs no label."""
+    return "the student" if len(results.students) == 1 else player.label
+
+
+def headline(results: Results) -> str:
+    """The finding of the run in one sentence."""
+    game, student = game_title(results.game), headline_student(results)
+    if student is None:
+        return f"No student of the {game} teacher yet"
+    who = "A student"
+    if len(results.students) > 1:
+        who = f"The {student.label} student"
+    if student.parameters is not None:
+        who += f" with {student.parameters:,.0f} parameters"
+        if results.teacher.parameters:
+            share = 100 * student.parameters / results.teacher.parameters
+            who += f", {percent(share)} of the teacher’s,"
+    if student.percent is None:
+        return f"{who} learned {game}; its level was not measured"
+    return f"{who} plays {game} at {percent(student.percent.value)} of its level"
+
+
+def choice(results: Results) -> str:
+    """Why the headline is about that student; empty where there is only one."""
+    student = headline_student(results)
+    if student is None or student.percent is None or len(results.students) < 2:
+        return ""
+    sizes = {player.parameters for player in results.students}
+    if student.percent.value >= GOOD_PERCENT and len(sizes) > 1:
+        return (
+            f"It is the smallest of {len(results.students)} kinds of student to reach "
+            f"{GOOD_PERCENT:.0f}% of the teacher’s level."
+        )
+    return f"It is the best of {len(results.students)} kinds of student."
+
+
+def score_title(results: Results) -> str:
+    """When students reach the teacher's interval."""
+    level = results.teacher.score
+    curves = {p.label: (p, p.curves["score"]) for p in results.students if "score" in p.curves}
+    if not curves:
+        return "Score against training time was not measured"
+    if level is None:
+        return "Score against training time; the teacher’s was not measured"
+    reached = {
+        label: float(curve.seconds[np.argmax(curve.mean >= level.low)])
+        for label, (_, curve) in curves.items()
+        if (curve.mean >= level.low).any()
+    }
+    if not reached:
+        player, curve = max(curves.values(), key=lambda pair: float(pair[1].mean.max()))
+        most = number(float(curve.mean.max()))
+        return (
+            f"While training, {subject(results, player)} scores at most {most}, "
+            f"the teacher {number(level.value)}"
+        )
+    first = min(reached, key=lambda label: reached[label])
+    after = duration(reached[first])
+    if len(curves) == 1:
+        return f"The student comes within the teacher’s interval after {after}"
+    return (
+        f"{len(reached)} of {len(curves)} kinds of student come within the "
+        f"teacher’s interval, {first} first, after {after}"
+    )
+
+
+def episodes_title(results: Results) -> str:
+    """Medians of the players' episodes."""
+    played = [player for player in results.students if player.episodes]
+    if not played:
+        return "No student has been evaluated"
+    best = max(played, key=lambda player: float(np.median(player.episodes)))
+    text = f"In the median episode {subject(results, best)} scores {_median(best.episodes)}"
+    if results.teacher.episodes:
+        text += f", the teacher {_median(results.teacher.episodes)}"
+    return text
+
+
+def learning_title(results: Results) -> str:
+    """How close students come to the teacher's policy."""
+    ends = {p.label: (p, p.curves["kl"].mean) for p in results.students if "kl" in p.curves}
+    if not ends:
+        return "What the student learned, against training time"
+    player, values = min(ends.values(), key=lambda pair: float(pair[1][-1]))
+    if len(results.students) == 1:
+        text = f"The KL from the teacher goes from {values[0]:.2f} to {values[-1]:.2f} nats"
+        if "agreement" in player.curves:
+            agreement = 100 * player.curves["agreement"].mean
+            text += f", agreement from {percent(agreement[0])} to {percent(agreement[-1])}"
+        return text
+    return f"The KL from the teacher ends lowest for {player.label}, at {values[-1]:.2f} nats"
