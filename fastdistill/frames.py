@@ -33,7 +33,7 @@ def is_traced() -> bool:
     """Whether torch records what is computed: such a graph must hold torch's own operations."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
     )
@@ -55,7 +55,11 @@ def fits(frame_shape: tuple[int, ...], channels: tuple[int, ...], layers: Any) -
         tiles = tiles and all(extent >= 16 or stride < 4 for extent in extents)
         tiles = tiles and all(extent % stride == 0 for extent in extents)
         extents = [(extent - kernel) // stride + 1 for extent in extents]
-    return _available and tiles and all(0 < size <= _MAX_FILTERS and size % _GROUP == 0 for size in channels)
+    return (
+        _available
+        and tiles
+        and all(0 < size <= _MAX_FILTERS and size % _GROUP == 0 for size in channels)
+    )
 
 
 def convolve(
@@ -113,7 +117,7 @@ class _Convolve(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, output = ctx.saved_tensors
         grad_images = torch.empty_like(images) if ctx.needs_input_grad[0] else None

@@ -153,6 +153,8 @@ class QNetwork(nn.Module):
 
     Attributes:
         architecture: The description it was built from.
+        uses_frames: Whether ``fastdistill.frames`` computes its convolutions of uint8 images under
+            bfloat16 autocast; can be set to False.
     """
 
     obs_mean: Tensor
@@ -168,7 +170,7 @@ class QNetwork(nn.Module):
         self.register_buffer("obs_mean", torch.zeros(frame_shape))
         self.register_buffer("obs_scale", torch.full(frame_shape, 1 / 255 if is_image else 1.0))
         self._clips = is_image
-        self._fits_frames = is_image and frames.fits(
+        self.uses_frames = is_image and frames.fits(
             architecture.obs_shape, architecture.channels, _CONVOLUTIONS
         )
         layers: list[nn.Module] = []
@@ -236,7 +238,7 @@ class QNetwork(nn.Module):
 
     def _is_for_frames(self, obs: Tensor) -> bool:
         return (
-            self._fits_frames
+            self.uses_frames
             and obs.dtype == torch.uint8
             and obs.device.type == "cpu"
             and torch.is_autocast_enabled("cpu")
@@ -250,6 +252,7 @@ class QNetwork(nn.Module):
         x = obs.contiguous()
         for index, layer in enumerate(self.trunk):
             if isinstance(layer, nn.Conv2d):
+                assert layer.bias is not None
                 x = frames.convolve(
                     x,
                     layer.weight,

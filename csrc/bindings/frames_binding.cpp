@@ -27,6 +27,9 @@ constexpr Wanted kFloats{dlpack::kFloat, 32, "float32"};
 
 bool is_contiguous(const dlpack::Tensor& view) {
   if (view.strides == nullptr) return true;
+  for (int i = 0; i < view.dimensions; ++i) {
+    if (view.shape[i] == 0) return true;
+  }
   std::int64_t expected = 1;
   for (int i = view.dimensions - 1; i >= 0; --i) {
     if (view.shape[i] != 1 && view.strides[i] != expected) return false;
@@ -63,7 +66,8 @@ void* sized(py::handle object, Wanted wanted, std::initializer_list<std::int64_t
   bool equal = true;
   int i = 0;
   for (const std::int64_t size : shape) {
-    text += (i == 0 ? "" : ", ") + std::to_string(size);
+    if (i > 0) text += ", ";
+    text += std::to_string(size);
     equal = equal && view.shape[i++] == size;
   }
   if (!equal) {
@@ -120,17 +124,16 @@ frames::Convolution read(py::handle input, py::handle statistics, py::handle wei
         {conv.filters, conv.channels / (fold * fold), fold * conv.kernel, fold * conv.kernel},
         "weight");
   if (!whole || !fits(conv)) {
-    raise_value(kFunction, "input", "be tiled by kernel and stride, filters by 16 up to 64",
-                shape_text(x) + " with weight " + shape_text(w) + " and stride " +
-                    std::to_string(stride));
+    raise_value(
+        kFunction, "input", "be tiled by kernel and stride, filters by 16 up to 64",
+        shape_text(x) + " with weight " + shape_text(w) + " and stride " + std::to_string(stride));
   }
   return conv;
 }
 
 std::uint16_t* output_of(const frames::Convolution& conv, py::handle object, const char* argument) {
-  return static_cast<std::uint16_t*>(
-      sized(object, kHalves, {conv.batch, conv.out_height(), conv.out_width(), conv.filters},
-            argument));
+  return static_cast<std::uint16_t*>(sized(
+      object, kHalves, {conv.batch, conv.out_height(), conv.out_width(), conv.filters}, argument));
 }
 
 void require_support() {
@@ -162,9 +165,8 @@ void convolve_backward(py::handle input, py::handle statistics, py::handle weigh
     if (conv.frames != nullptr) {
       raise_value(kFunction, "grad_input", "be None for frames", "a tensor");
     }
-    gradient.grad_images = static_cast<std::uint16_t*>(
-        sized(grad_input, kHalves, {conv.batch, conv.height, conv.width, conv.channels},
-              "grad_input"));
+    gradient.grad_images = static_cast<std::uint16_t*>(sized(
+        grad_input, kHalves, {conv.batch, conv.height, conv.width, conv.channels}, "grad_input"));
   }
   const dlpack::Tensor w = dense(weight, kFloats, 4, "weight");
   gradient.grad_weight = static_cast<float*>(
@@ -185,8 +187,7 @@ void register_frames(py::module_& m) {
         "Convolution of bfloat16 images or of uint8 frames; see fastdistill.frames.");
   m.def("convolve_backward", &convolve_backward, arg("input"), arg("statistics"), arg("weight"),
         arg("stride"), arg("output"), arg("grad_output"), arg("grad_input"), arg("grad_weight"),
-        arg("grad_bias"), py::pos_only(),
-        "Its gradients, written into the last three arguments.");
+        arg("grad_bias"), py::pos_only(), "Its gradients, written into the last three arguments.");
 }
 
 }  // namespace fastdistill

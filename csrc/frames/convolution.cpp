@@ -41,9 +41,8 @@ template <class Element>
 class Buffer {
  public:
   explicit Buffer(std::int64_t count)
-      : data_(static_cast<Element*>(::operator new(static_cast<std::size_t>(count) *
-                                                       sizeof(Element),
-                                                   std::align_val_t{64}))) {}
+      : data_(static_cast<Element*>(::operator new(
+            static_cast<std::size_t>(count) * sizeof(Element), std::align_val_t{64}))) {}
   Element* get() const { return data_.get(); }
 
  private:
@@ -207,8 +206,8 @@ class InputGradient {
           const std::int64_t row = y / conv_.stride, column = x / conv_.stride;
           from.push_back(static_cast<std::int32_t>(image * padded_size() +
                                                    (row * width_ + column) * conv_.filters));
-          to.push_back(static_cast<std::int32_t>(
-              ((image * conv_.height + y) * conv_.width + x) * conv_.channels));
+          to.push_back(static_cast<std::int32_t>(((image * conv_.height + y) * conv_.width + x) *
+                                                 conv_.channels));
         }
       }
     }
@@ -244,7 +243,6 @@ void slice_backward(const Convolution& conv, const ConvolutionGradient& gradient
   const std::int64_t padded_size = input_gradient ? group * input_gradient->padded_size() : 0;
   Buffer<std::uint16_t> padded(padded_size);
   std::fill_n(padded.get(), padded_size, std::uint16_t{0});
-  std::fill_n(slice.grad_weight, filters * conv.window(), 0.0f);
   std::fill_n(slice.grad_bias, filters, 0.0f);
   for (std::int64_t first = slice.begin; first < slice.end; first += group) {
     const std::int64_t count = std::min(group, slice.end - first);
@@ -261,8 +259,8 @@ void slice_backward(const Convolution& conv, const ConvolutionGradient& gradient
       pack_gradient(pair, filters);
     }
     const std::uint16_t* images = images_at(conv, first, count, folded.get());
-    weight_gradient(window_of(conv), images, in_offset.data(), count * pixels, pairs.get(),
-                    filters, slice.grad_weight);
+    weight_gradient({window_of(conv), images, in_offset.data(), count * pixels, pairs.get(),
+                     filters, first > slice.begin, slice.grad_weight});
     if (input_gradient) {
       const std::int64_t size = conv.height * conv.width * conv.channels;
       input_gradient->run(padded.get(), count, gradient.grad_images + first * size);
@@ -316,9 +314,9 @@ void convolve_backward(const Convolution& conv, const ConvolutionGradient& gradi
   for_ranges(slices, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t s = begin; s < end; ++s) {
       float* sum = sums.get() + s * size;
-      slice_backward(conv, gradient, in_offset, input_gradient.get(),
-                     {s * conv.batch / slices, (s + 1) * conv.batch / slices, sum,
-                      sum + filters * window});
+      slice_backward(
+          conv, gradient, in_offset, input_gradient.get(),
+          {s * conv.batch / slices, (s + 1) * conv.batch / slices, sum, sum + filters * window});
     }
   });
   for_ranges(filters, [&](std::int64_t begin, std::int64_t end) {

@@ -18,8 +18,8 @@ bool supported();
 // [batch][height][width][channels] with an even number of channels.
 //
 // With `frames`, the input is uint8 [batch][planes][4 * height][4 * width] instead, which is
-// standardised and folded on the way (kernels.h: fold_frames); the caller's kernel of 4 * kernel and
-// stride of 4 * stride is then the same convolution over channels = 16 * planes. stride is 1.
+// standardised and folded on the way (kernels.h: fold_frames); the caller's kernel of 4 * kernel
+// and stride of 4 * stride is then the same convolution over channels = 16 * planes. stride is 1.
 struct Convolution {
   std::int64_t batch = 0;
   std::int64_t height = 0;

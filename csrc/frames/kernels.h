@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The inner loops of the convolutions, on one thread, for CPUs with AVX512-BF16. bfloat16 values are
-// their bits (uint16_t); images are [height][width][channels].
+// The inner loops of the convolutions, on one thread, for CPUs with AVX512-BF16. bfloat16 values
+// are their bits (uint16_t); images are [height][width][channels].
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ namespace fastdistill::frames {
 inline constexpr std::int64_t kFilterGroup = 16;
 inline constexpr std::int64_t kMaxFilterGroups = 4;
 
-// What one output pixel reads: `runs` stretches of `run_length` adjacent values, `run_stride` apart.
-// A kernel row of a convolution is one run.
+// What one output pixel reads: `runs` stretches of `run_length` adjacent values, `run_stride`
+// apart. A kernel row of a convolution is one run.
 struct Window {
   std::int64_t runs;
   std::int64_t run_length;  // even
@@ -35,11 +35,18 @@ struct Product {
 };
 void product(const Product& args);
 
-// grad_weight[filter][run][i] += sum over pixels of gradient[pixel][filter] * window value.
-// `pairs` is the gradient as [pixels / 2, rounded up][filters][2], zero where no pixel is.
-void weight_gradient(const Window& window, const std::uint16_t* input,
-                     const std::int32_t* in_offset, std::int64_t pixels, const std::uint16_t* pairs,
-                     std::int64_t filters, float* grad_weight);
+// grad_weight[filter][run][i] = sum over pixels of gradient[pixel][filter] * window value.
+struct WeightGradient {
+  Window window;
+  const std::uint16_t* input;
+  const std::int32_t* in_offset;
+  std::int64_t pixels;
+  const std::uint16_t* pairs;  // [pixels / 2, rounded up][filters][2], zero where no pixel is
+  std::int64_t filters;
+  bool accumulate;  // += instead
+  float* grad_weight;
+};
+void weight_gradient(const WeightGradient& args);
 
 // Gradients of one pixel pair where the layer's output was positive (everywhere, if `output` is
 // null), interleaved to `pairs` and copied to `first`, `second`; null for what is not wanted or not

@@ -22,9 +22,7 @@ __m512i broadcast_pair(const uint16_t* p) {
   return _mm512_set1_epi32(pair);
 }
 
-__m256i to_bfloat16(__m512 values) {
-  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values));
-}
+__m256i to_bfloat16(__m512 values) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)); }
 
 __m512 to_float(__m256i bits) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -91,50 +89,56 @@ void product_of(const Product& args) {
 
 // a[0], b[0], a[1], b[1]... of the lower and the upper half.
 __m512i interleave_low(__m512i a, __m512i b) {
-  const __m512i order = _mm512_set_epi16(
-      47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,
-      3, 34, 2, 33, 1, 32, 0);
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
+                                         8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   return _mm512_permutex2var_epi16(a, order, b);
 }
 
 __m512i interleave_high(__m512i a, __m512i b) {
-  const __m512i order = _mm512_set_epi16(
-      63, 31, 62, 30, 61, 29, 60, 28, 59, 27, 58, 26, 57, 25, 56, 24, 55, 23, 54, 22, 53, 21, 52,
-      20, 51, 19, 50, 18, 49, 17, 48, 16);
+  const __m512i order =
+      _mm512_set_epi16(63, 31, 62, 30, 61, 29, 60, 28, 59, 27, 58, 26, 57, 25, 56, 24, 55, 23, 54,
+                       22, 53, 21, 52, 20, 51, 19, 50, 18, 49, 17, 48, 16);
   return _mm512_permutex2var_epi16(a, order, b);
 }
 
-// Sums of 8 filters and 32 window values; `lanes` of them exist.
-void weight_tile(const uint16_t* input, const int32_t* in_offset, int64_t pixels,
-                 const uint16_t* pairs, int64_t filters, __mmask32 lanes, float* grad_weight,
-                 int64_t filter_stride) {
+// The sums of 8 filters from `filter` on and of the run's 32 values from `first` on, or as many as
+// it has.
+void weight_tile(const WeightGradient& args, int64_t run, int64_t first, int64_t filter) {
   constexpr int kFilters = 8;
+  const Window& window = args.window;
+  const int64_t left = window.run_length - first;
+  const auto lanes = static_cast<__mmask32>(left >= 32 ? ~0u : (1u << left) - 1u);
   const auto low = static_cast<__mmask16>(lanes);
   const auto high = static_cast<__mmask16>(lanes >> 16);
+  const int64_t stride = window.runs * window.run_length;
+  float* result = args.grad_weight + filter * stride + run * window.run_length + first;
+  const uint16_t* input = args.input + run * window.run_stride + first;
+  const uint16_t* gradient = args.pairs + 2 * filter;
   __m512 sum[kFilters][2];
 #pragma GCC unroll 8
   for (int f = 0; f < kFilters; ++f) {
-    sum[f][0] = _mm512_maskz_loadu_ps(low, grad_weight + f * filter_stride);
-    sum[f][1] = _mm512_maskz_loadu_ps(high, grad_weight + f * filter_stride + 16);
+    const float* before = result + f * stride;
+    sum[f][0] = args.accumulate ? _mm512_maskz_loadu_ps(low, before) : _mm512_setzero_ps();
+    sum[f][1] = args.accumulate ? _mm512_maskz_loadu_ps(high, before + 16) : _mm512_setzero_ps();
   }
-  for (int64_t p = 0; p < pixels; p += 2) {
-    const int64_t second = p + 1 < pixels ? p + 1 : p;  // its gradient is 0
-    const __m512i a = _mm512_maskz_loadu_epi16(lanes, input + in_offset[p]);
-    const __m512i b = _mm512_maskz_loadu_epi16(lanes, input + in_offset[second]);
+  for (int64_t p = 0; p < args.pixels; p += 2) {
+    const int64_t second = p + 1 < args.pixels ? p + 1 : p;  // its gradient is 0
+    const __m512i a = _mm512_maskz_loadu_epi16(lanes, input + args.in_offset[p]);
+    const __m512i b = _mm512_maskz_loadu_epi16(lanes, input + args.in_offset[second]);
     const __m512i x0 = interleave_low(a, b);
     const __m512i x1 = interleave_high(a, b);
-    const uint16_t* gradient = pairs + p * filters;
 #pragma GCC unroll 8
     for (int f = 0; f < kFilters; ++f) {
       const __m512i g = broadcast_pair(gradient + 2 * f);
       sum[f][0] = multiply_pairs(sum[f][0], x0, g);
       sum[f][1] = multiply_pairs(sum[f][1], x1, g);
     }
+    gradient += 2 * args.filters;
   }
 #pragma GCC unroll 8
   for (int f = 0; f < kFilters; ++f) {
-    _mm512_mask_storeu_ps(grad_weight + f * filter_stride, low, sum[f][0]);
-    _mm512_mask_storeu_ps(grad_weight + f * filter_stride + 16, high, sum[f][1]);
+    _mm512_mask_storeu_ps(result + f * stride, low, sum[f][0]);
+    _mm512_mask_storeu_ps(result + f * stride + 16, high, sum[f][1]);
   }
 }
 
@@ -158,8 +162,8 @@ __m512 standardised(const Fold& args, int64_t plane, int64_t y, int64_t x) {
 
 // Two rows of 16 values as bfloat16, one after the other.
 __m512i two_rows(const Fold& args, int64_t plane, int64_t y, int64_t x) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(standardised(args, plane, y + 1, x),
-                                                       standardised(args, plane, y, x)));
+  return reinterpret_cast<__m512i>(
+      _mm512_cvtne2ps_pbh(standardised(args, plane, y + 1, x), standardised(args, plane, y, x)));
 }
 
 }  // namespace
@@ -177,18 +181,11 @@ void product(const Product& args) {
   }
 }
 
-void weight_gradient(const Window& window, const uint16_t* input, const int32_t* in_offset,
-                     int64_t pixels, const uint16_t* pairs, int64_t filters, float* grad_weight) {
-  const int64_t filter_stride = window.runs * window.run_length;
+void weight_gradient(const WeightGradient& args) {
+  const Window& window = args.window;
   for (int64_t run = 0; run < window.runs; ++run) {
     for (int64_t i = 0; i < window.run_length; i += 32) {
-      const int64_t left = window.run_length - i;
-      const auto lanes = static_cast<__mmask32>(left >= 32 ? ~0u : (1u << left) - 1u);
-      for (int64_t f = 0; f < filters; f += 8) {
-        weight_tile(input + run * window.run_stride + i, in_offset, pixels, pairs + 2 * f, filters,
-                    lanes, grad_weight + f * filter_stride + run * window.run_length + i,
-                    filter_stride);
-      }
+      for (int64_t f = 0; f < args.filters; f += 8) weight_tile(args, run, i, f);
     }
   }
 }
@@ -240,10 +237,7 @@ void fold_frames(const Fold& args, uint16_t* output) {
 
 namespace fastdistill::frames {
 void product(const Product&) { __builtin_trap(); }
-void weight_gradient(const Window&, const std::uint16_t*, const std::int32_t*, std::int64_t,
-                     const std::uint16_t*, std::int64_t, float*) {
-  __builtin_trap();
-}
+void weight_gradient(const WeightGradient&) { __builtin_trap(); }
 void pack_gradient(const GradientPair&, std::int64_t) { __builtin_trap(); }
 void fold_frames(const Fold&, std::uint16_t*) { __builtin_trap(); }
 }  // namespace fastdistill::frames
