@@ -291,7 +291,8 @@ class Learner:
 
     Attributes:
         network: Learns.
-        target: A copy from a while ago; only evaluates.
+        target: A copy from a while ago; only evaluates. With ``bfloat16``, under autocast only:
+            its hidden weights are stored as such.
         optimizer: Adam.
     """
 
