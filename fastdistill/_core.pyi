@@ -48,6 +48,37 @@ def pooled_bytes() -> int:
 def cpu_isa() -> str:
     """The instruction set of the CPU kernels: baseline, avx2 or avx512."""
 
+# ---- convolutions; results are written into the arguments that are made for them ----
+
+def has_convolutions() -> bool:
+    """Whether this CPU can run convolve: it has AVX512-BF16."""
+
+def convolve(
+    input: Tensor,
+    statistics: tuple[Tensor, Tensor, float] | None,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    relu: bool,
+    output: Tensor,
+    /,
+) -> None:
+    """Convolution of bfloat16 images or of uint8 frames; see fastdistill.frames."""
+
+def convolve_backward(
+    input: Tensor,
+    statistics: tuple[Tensor, Tensor, float] | None,
+    weight: Tensor,
+    stride: int,
+    output: Tensor | None,
+    grad_output: Tensor,
+    grad_input: Tensor | None,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    /,
+) -> None:
+    """Its gradients, written into the last three arguments; output is None without relu."""
+
 # ---- replay ----
 
 class InitialPriority:

@@ -4,7 +4,8 @@
 One frozen ``Architecture`` describes a network completely and is what a checkpoint stores. Two
 things differ from the usual code, both measured to matter: observation statistics are buffers of
 the network and its input is standardised with them, and the heads compute in float32 under any
-autocast, because the best two actions are often 0.01 apart. Imports torch only.
+autocast, because the best two actions are often 0.01 apart. Under bfloat16 autocast on a CPU with
+the instructions for it, the convolutions are those of ``fastdistill.frames``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastdistill import frames
 
 # Kernel size and stride of each convolution; Mnih et al. 2015.
 _CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
@@ -150,6 +153,8 @@ class QNetwork(nn.Module):
 
     Attributes:
         architecture: The description it was built from.
+        uses_frames: Whether ``fastdistill.frames`` computes its convolutions of uint8 images under
+            bfloat16 autocast; can be set to False.
     """
 
     obs_mean: Tensor
@@ -165,6 +170,9 @@ class QNetwork(nn.Module):
         self.register_buffer("obs_mean", torch.zeros(frame_shape))
         self.register_buffer("obs_scale", torch.full(frame_shape, 1 / 255 if is_image else 1.0))
         self._clips = is_image
+        self.uses_frames = is_image and frames.fits(
+            architecture.obs_shape, architecture.channels, _CONVOLUTIONS
+        )
         layers: list[nn.Module] = []
         size = architecture.obs_shape[0]
         if is_image:
@@ -220,11 +228,45 @@ class QNetwork(nn.Module):
 
     def features(self, obs: Tensor) -> Tensor:
         """What the heads read: ``[batch, obs...]`` uint8 or float to ``[batch, hidden]``."""
+        if self._is_for_frames(obs):
+            return self._features_of_frames(obs)
         x = (obs - self.obs_mean).mul_(self.obs_scale)
         if self._clips:
             x = x.clamp_(-_CLIP, _CLIP)
         features: Tensor = self.trunk(x)
         return features
+
+    def _is_for_frames(self, obs: Tensor) -> bool:
+        return (
+            self.uses_frames
+            and obs.dtype == torch.uint8
+            and obs.device.type == "cpu"
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and self.obs_mean.dtype == torch.float32
+            and not frames.is_traced()
+        )
+
+    def _features_of_frames(self, obs: Tensor) -> Tensor:
+        statistics = (self.obs_mean, self.obs_scale, _CLIP)
+        x = obs.contiguous()
+        for index, layer in enumerate(self.trunk):
+            if isinstance(layer, nn.Conv2d):
+                assert layer.bias is not None
+                x = frames.convolve(
+                    x,
+                    layer.weight,
+                    layer.bias,
+                    stride=layer.stride[0],
+                    relu=not self.architecture.layer_norm,
+                    statistics=statistics if index == 0 else None,
+                )
+            elif isinstance(layer, nn.GroupNorm):
+                x = layer(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1).contiguous()
+            elif isinstance(layer, nn.Flatten):
+                features: Tensor = self.trunk[index + 1 :](x.permute(0, 3, 1, 2).flatten(1))
+                return features
+        raise AssertionError("unreachable: a trunk of images has a Flatten")
 
     def forward(self, obs: Tensor, head: int = 0) -> Tensor:
         """Q-values or logits of one head.

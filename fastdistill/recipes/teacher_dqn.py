@@ -33,6 +33,7 @@ from fastdistill.recipes.common import (
     StopRequest,
     TeacherResult,
     TrainingState,
+    clip_gradients,
     env_tensors,
     epsilon_greedy,
     evaluate_teacher,
@@ -290,13 +291,18 @@ class Learner:
 
     Attributes:
         network: Learns.
-        target: A copy from a while ago; only evaluates.
+        target: A copy from a while ago; only evaluates. With ``bfloat16``, under autocast only:
+            its hidden weights are stored as such.
         optimizer: Adam.
     """
 
     def __init__(self, config: DqnConfig, network: QNetwork) -> None:
         self.network = network
         self.target = copy.deepcopy(network).requires_grad_(False)
+        if config.bfloat16:
+            for layer in self.target.trunk:
+                if isinstance(layer, torch.nn.Linear):
+                    layer.bfloat16()  # what autocast would make of it at every update
         self.optimizer = torch.optim.Adam(
             network.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, fused=True
         )
@@ -330,9 +336,9 @@ class Learner:
                 target = double_q_target(self.network, self.target, next_obs, reward, discount)
             q = self.network(obs)
         loss, td_abs = td_loss(q, action, target, weight=weight)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._config.max_gradient_norm)
+        clip_gradients(self.network, self._config.max_gradient_norm)
         self.optimizer.step()
         taken = q.detach().gather(1, action[:, None])
         return loss.detach(), taken.mean(), td_abs.detach()

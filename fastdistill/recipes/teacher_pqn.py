@@ -29,6 +29,7 @@ from fastdistill.recipes.common import (
     StopRequest,
     TeacherResult,
     TrainingState,
+    clip_gradients,
     env_tensors,
     epsilon_greedy,
     evaluate_teacher,
@@ -362,9 +363,9 @@ def learn(
                 q = network(obs[chosen])
             taken = q.gather(1, action[chosen, None]).squeeze(1)
             loss = 0.5 * (taken - returns[chosen]).square().mean()
-            optimizer.zero_grad(set_to_none=True)
+            network.zero_grad()
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_gradient_norm)
+            norm = clip_gradients(network, config.max_gradient_norm)
             optimizer.step()
             sums += torch.stack([loss.detach(), taken.detach().mean()])
             updates += 1

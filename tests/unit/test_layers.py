@@ -22,7 +22,7 @@ PACKAGE = Path(fastdistill.__file__).parent
 LAYERS = (
     {"_core", "_cuda"},
     {"_native", "config"},
-    {"losses_reference", "losses_ops", "replay_reference", "networks", "envs"},
+    {"losses_reference", "losses_ops", "replay_reference", "frames", "networks", "envs"},
     {"losses_autograd", "_replay_arguments", "_replay_batch"},
     {"losses", "replay"},
     {"teachers", "evaluation", "statistics", "checkpoints", "metrics", "costs"},
@@ -36,7 +36,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FAMILIES = (
     {"losses", "losses_autograd", "losses_ops", "losses_reference"},
     {"replay", "replay_reference", "_replay_arguments", "_replay_batch"},
-    {"networks"},
+    {"frames", "networks"},
     {"envs"},
 )
 

@@ -74,18 +74,20 @@ def test_statistics_travel_with_the_weights_and_are_no_parameters():
     assert not any("obs" in name for name, _ in first.named_parameters())
 
 
-def test_heads_are_float32_under_autocast_while_convolutions_are_not():
+@pytest.mark.parametrize("native", [False, True])
+def test_heads_are_float32_under_autocast_while_hidden_layers_are_not(native):
     torch.manual_seed(0)
     network = QNetwork(paper_architecture("25%", 6))
+    network.uses_frames = network.uses_frames and native
     obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
     dtypes = {}
-    for name in ("trunk.0", "heads.0.output"):
+    for name in ("trunk.7", "heads.0.output"):
         network.get_submodule(name).register_forward_hook(
             lambda _m, _i, out, name=name: dtypes.update({name: out.dtype})
         )
     with torch.autocast("cpu", torch.bfloat16):
         values = network(obs)
-    assert dtypes == {"trunk.0": torch.bfloat16, "heads.0.output": torch.float32}
+    assert dtypes == {"trunk.7": torch.bfloat16, "heads.0.output": torch.float32}
     assert values.dtype == torch.float32
     # Values a bfloat16 head could not have made: they need more than 8 bits of mantissa.
     assert (values != values.bfloat16().float()).any()

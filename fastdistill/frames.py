@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Convolutions of small images in bfloat16 on CPUs that multiply it, several times torch's speed.
+
+The first layer takes the uint8 frames themselves and standardises them on the way. Images are
+``[batch, height, width, channels]``. Sums, biases and the gradients of weights are float32;
+activations are rounded to bfloat16 (to nearest, ties to even), as under torch's autocast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastdistill._native import core
+
+# What standardises uint8 frames: mean and scale, [height, width], and the clipping limit.
+Statistics = tuple[Tensor, Tensor, float]
+
+# FASTDISTILL_CPU can ask for less than the CPU has.
+_available: bool = core.has_convolutions() and core.cpu_isa() == "avx512"
+_GROUP, _MAX_FILTERS = 16, 64
+
+
+def is_available() -> bool:
+    """Whether this CPU has the instructions (AVX512-BF16)."""
+    return _available
+
+
+def is_traced() -> bool:
+    """Whether torch records what is computed: such a graph must hold torch's own operations."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def fits(frame_shape: tuple[int, ...], channels: tuple[int, ...], layers: Any) -> bool:
+    """Whether a stack of convolutions over uint8 frames can be computed here, on this CPU.
+
+    Args:
+        frame_shape: ``(planes, height, width)``.
+        channels: Filters of each layer.
+        layers: (kernel, stride) of each layer; the first must have stride 4.
+    """
+    _, *extents = frame_shape
+    (kernel, stride), *_ = layers
+    tiles = stride == 4 and kernel % 4 == 0 and all(extent % 4 == 0 for extent in extents)
+    for kernel, stride in layers:
+        tiles = tiles and kernel % stride == 0
+        tiles = tiles and all(extent >= 16 or stride < 4 for extent in extents)
+        tiles = tiles and all(extent % stride == 0 for extent in extents)
+        extents = [(extent - kernel) // stride + 1 for extent in extents]
+    return (
+        _available
+        and tiles
+        and all(0 < size <= _MAX_FILTERS and size % _GROUP == 0 for size in channels)
+    )
+
+
+def convolve(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: int,
+    relu: bool = False,
+    statistics: Statistics | None = None,
+) -> Tensor:
+    """A convolution without padding, with its bias and rectification, differentiable.
+
+    Args:
+        images: ``[batch, height, width, channels]`` bfloat16, or with ``statistics`` frames,
+            ``[batch, planes, height, width]`` uint8, of which there is no gradient.
+        weight: ``[filters, channels, kernel, kernel]`` float32, as ``torch.nn.Conv2d`` has it.
+        bias: ``[filters]`` float32.
+        stride: Divides the kernel and the images' height and width; 4 for frames.
+        relu: Whether to return ``max(0, result)``.
+        statistics: Frames become ``clip((frame - mean) * scale, -limit, limit)`` first.
+
+    Returns:
+        ``[batch, out_height, out_width, filters]`` bfloat16.
+
+    Raises:
+        ValueError: Sizes that it does not serve; filters are 16, 32, 48 or 64.
+        TypeError: Wrong dtypes.
+        RuntimeError: Not available on this CPU.
+    """
+    return _Convolve.apply(images, weight, bias, stride, relu, statistics)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stride: int,
+        relu: bool,
+        statistics: Statistics | None,
+    ) -> Tensor:
+        filters, _, kernel, _ = weight.shape
+        if statistics is None:
+            height, width = images.shape[1:3]
+        else:
+            height, width = images.shape[2:]
+        out_shape = [(extent - kernel) // stride + 1 for extent in (height, width)]
+        output = torch.empty((len(images), *out_shape, filters), dtype=torch.bfloat16)
+        core.convolve(images, statistics, weight, bias, stride, relu, output)
+        ctx.save_for_backward(images, weight, output if relu else None)
+        ctx.stride, ctx.statistics = stride, statistics
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight, output = ctx.saved_tensors
+        grad_images = torch.empty_like(images) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight)
+        grad_bias = weight.new_empty(len(weight))
+        core.convolve_backward(
+            images,
+            ctx.statistics,
+            weight,
+            ctx.stride,
+            output,
+            grad_output.contiguous(),
+            grad_images,
+            grad_weight,
+            grad_bias,
+        )
+        return grad_images, grad_weight, grad_bias, None, None, None
