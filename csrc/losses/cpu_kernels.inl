@@ -18,16 +18,36 @@ FASTDISTILL_HD bool is_plain(const Matrix& matrix) {
 }
 
 template <class Real>
-void mask_row(const DistillArgs& args, int64_t row, int64_t step, Real* student, Real* teacher) {
+void mask_row(const DistillArgs& args, int64_t row, Real* logits) {
   const uint8_t* mask = args.action_mask + row * args.mask_row_stride;
   for (int64_t j = 0; j < args.actions; ++j) {
-    if (mask[j] != 0) continue;
-    student[j * step] = -Math<Real>::infinity();
-    teacher[j * step] = -Math<Real>::infinity();
+    if (mask[j] == 0) logits[j] = -Math<Real>::infinity();
   }
 }
 
-template <class M, LossKind kind>
+template <class Real>
+struct RowSpan {
+  const Real* data;
+  int64_t stride;
+};
+
+// Rows in the arithmetic type with masked actions at -inf: where they lie, if they are so already,
+// else in `copy`.
+template <class Real>
+FASTDISTILL_HD RowSpan<Real> rows_of(const DistillArgs& args, const Matrix& matrix, int64_t row,
+                                     int64_t count, Real* copy) {
+  if (is_plain<Real>(matrix) && !args.action_mask) {
+    return {static_cast<const Real*>(matrix.data) + row * matrix.row_stride, matrix.row_stride};
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    widen_row(matrix, row + i, args.actions, copy + i * args.actions);
+    if (args.action_mask) mask_row(args, row + i, copy + i * args.actions);
+  }
+  return {copy, args.actions};
+}
+
+// kActions is the number of actions where the compiler shall know it, else 0.
+template <class M, LossKind kind, int kActions>
 double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
   using Real = typename M::Real;
   using V = typename M::V;
@@ -35,30 +55,19 @@ double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
   // One odd vector between the arrays: at equal offsets within a page, a load would wait for
   // unrelated stores.
   alignas(64) Real memory[7 * (kMaxLaneActions + 1) * lanes];
-  const int64_t actions = args.actions;
+  const int64_t actions = kActions > 0 ? kActions : args.actions;
   const int64_t stride = (actions + 1) * lanes;
-  Real* const student = memory;
-  Real* const teacher = memory + stride;
-  Real* const scratch = memory + 2 * stride;
   Real* const tile = memory + 6 * stride;
   const RowSettings<M> settings(args);
-  const RowBlock<M> block{student,
-                          teacher,
-                          actions * lanes,
-                          scratch,
-                          scratch + stride,
-                          scratch + 2 * stride,
-                          scratch + 3 * stride,
-                          args.grad ? tile : nullptr};
-  const auto columns_of = [&](const Matrix& matrix, int64_t row, int64_t count, Real* columns) {
-    if (is_plain<Real>(matrix)) {
-      const Real* rows = static_cast<const Real*>(matrix.data) + row * matrix.row_stride;
-      tile_to_columns(rows, matrix.row_stride, count, actions, columns);
-      return;
-    }
-    for (int64_t i = 0; i < count; ++i) widen_row(matrix, row + i, actions, scratch + i * actions);
-    tile_to_columns(scratch, actions, count, actions, columns);
-  };
+  RowBlock<M> block{memory,
+                    memory + stride,
+                    V{},
+                    V{},
+                    actions * lanes,
+                    memory + 2 * stride,
+                    memory + 3 * stride,
+                    memory + 4 * stride,
+                    memory + 5 * stride};
   Real ones[lanes];
   for (Real& one : ones) one = Real(1);
   const Real* weights = static_cast<const Real*>(args.weight);
@@ -66,27 +75,27 @@ double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
   ExactSum<M> sum;
   for (int64_t row = begin; row < end; row += lanes) {
     const int64_t count = end - row < lanes ? end - row : lanes;
-    columns_of(args.student, row, count, student);
-    columns_of(args.teacher, row, count, teacher);
-    if (args.action_mask) {
-      for (int64_t i = 0; i < count; ++i) mask_row(args, row + i, lanes, student + i, teacher + i);
-    }
+    const RowSpan<Real> student = rows_of(args, args.student, row, count, tile);
+    block.student_max = tile_to_columns(student.data, student.stride, count, actions, memory);
+    const RowSpan<Real> teacher = rows_of(args, args.teacher, row, count, tile);
+    block.teacher_max =
+        tile_to_columns(teacher.data, teacher.stride, count, actions, memory + stride);
+    const auto emit = [&](auto gradient) __attribute__((always_inline)) {
+      if (!args.grad) return;
+      void* grad = at(args.grad, args.student.dtype, row * args.grad_row_stride);
+      const bool plain = is_plain<Real>(args.student);
+      columns_to_tile(gradient, count, actions, plain ? static_cast<Real*>(grad) : tile,
+                      plain ? args.grad_row_stride : actions);
+      for (int64_t i = 0; !plain && i < count; ++i) {
+        narrow_row(tile + i * actions, actions, args.student.dtype,
+                   at(grad, args.student.dtype, i * args.grad_row_stride));
+      }
+    };
     // Lanes without a row weigh nothing.
     const V weight = M::load_first(weights ? weights + row : ones, count, Real(0));
-    const V loss = weight * RowKernel<M, kind, RowPerLane<M>>::run(block, settings, weight);
+    const V loss = weight * RowKernel<M, kind, RowPerLane<M>>::run(block, settings, weight, emit);
     if (row_loss) M::store_first(row_loss + row, count, loss);
     sum.add(loss);
-    if (!args.grad) continue;
-    void* grad = at(args.grad, args.student.dtype, row * args.grad_row_stride);
-    if (is_plain<Real>(args.student)) {
-      columns_to_tile(tile, count, actions, static_cast<Real*>(grad), args.grad_row_stride);
-      continue;
-    }
-    columns_to_tile(tile, count, actions, scratch, actions);
-    for (int64_t i = 0; i < count; ++i) {
-      narrow_row(scratch + i * actions, actions, args.student.dtype,
-                 at(args.grad, args.student.dtype, (row + i) * args.grad_row_stride));
-    }
   }
   return sum.value();
 }
@@ -94,48 +103,61 @@ double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
 template <class M, LossKind kind>
 double rows_across_lanes(const DistillArgs& args, int64_t begin, int64_t end, void* memory) {
   using Real = typename M::Real;
+  using V = typename M::V;
+  using Layout = RowAcrossLanes<M>;
   const int64_t padded = wide_row_elements(args.actions);
   Real* scratch = static_cast<Real*>(memory);
   const RowSettings<M> settings(args);
   double sum = 0.0;
   for (int64_t row = begin; row < end; ++row) {
-    const auto row_of = [&](const Matrix& matrix, Real* copy) -> const Real* {
-      if (is_plain<Real>(matrix) && !args.action_mask) {
-        return static_cast<const Real*>(matrix.data) + row * matrix.row_stride;
-      }
-      widen_row(matrix, row, args.actions, copy);
-      return copy;
-    };
-    const Real* student = row_of(args.student, scratch + 4 * padded);
-    const Real* teacher = row_of(args.teacher, scratch + 5 * padded);
-    if (args.action_mask) mask_row(args, row, 1, scratch + 4 * padded, scratch + 5 * padded);
+    const Real* student = rows_of(args, args.student, row, 1, scratch + 4 * padded).data;
+    const Real* teacher = rows_of(args, args.teacher, row, 1, scratch + 5 * padded).data;
     const Real weight = args.weight ? static_cast<const Real*>(args.weight)[row] : Real(1);
-    void* grad =
-        args.grad ? at(args.grad, args.student.dtype, row * args.grad_row_stride) : nullptr;
-    const bool plain = is_plain<Real>(args.student);
-    // The array that no kind reads while it writes gradients; the logits are still needed.
-    Real* grad_row = plain || !grad ? static_cast<Real*>(grad) : scratch + 3 * padded;
+    V student_max = M::broadcast(-M::infinity());
+    V teacher_max = student_max;
+    for (int64_t i = 0; i < args.actions; i += M::kLanes) {
+      const V s = Layout::load(student + i, args.actions - i, -M::infinity());
+      const V t = Layout::load(teacher + i, args.actions - i, -M::infinity());
+      student_max = larger(s, student_max);
+      teacher_max = larger(t, teacher_max);
+    }
     const RowBlock<M> block{student,
                             teacher,
+                            M::broadcast(horizontal_max<M>(student_max)),
+                            M::broadcast(horizontal_max<M>(teacher_max)),
                             args.actions,
                             scratch,
                             scratch + padded,
                             scratch + 2 * padded,
-                            scratch + 3 * padded,
-                            grad_row};
-    const Real loss = weight * RowKernel<M, kind, RowAcrossLanes<M>>::run(block, settings,
-                                                                          M::broadcast(weight))[0];
+                            scratch + 3 * padded};
+    const auto emit = [&](auto gradient) __attribute__((always_inline)) {
+      if (!args.grad) return;
+      void* grad = at(args.grad, args.student.dtype, row * args.grad_row_stride);
+      const bool plain = is_plain<Real>(args.student);
+      // The array that no kind reads while it writes gradients; the logits are still needed.
+      Real* out = plain ? static_cast<Real*>(grad) : scratch + 3 * padded;
+      for (int64_t i = 0; i < args.actions; i += M::kLanes) {
+        Layout::store(out + i, args.actions - i, gradient(i));
+      }
+      if (!plain) narrow_row(out, args.actions, args.student.dtype, grad);
+    };
+    const Real loss =
+        weight * RowKernel<M, kind, Layout>::run(block, settings, M::broadcast(weight), emit)[0];
     if (args.row_loss) static_cast<Real*>(args.row_loss)[row] = loss;
     sum += static_cast<double>(loss);
-    if (grad && !plain) narrow_row(grad_row, args.actions, args.student.dtype, grad);
   }
   return sum;
 }
 
 template <class M, LossKind kind>
 double rows_of_kind(const DistillArgs& args, int64_t begin, int64_t end, void* memory) {
-  return args.actions <= kMaxLaneActions ? rows_per_lane<M, kind>(args, begin, end)
-                                         : rows_across_lanes<M, kind>(args, begin, end, memory);
+  if (args.actions > kMaxLaneActions) return rows_across_lanes<M, kind>(args, begin, end, memory);
+  // Atari's common action sets: loops of a known length take a sixth less time.
+  if constexpr (sizeof(typename M::Real) == sizeof(float)) {
+    if (args.actions == 18) return rows_per_lane<M, kind, 18>(args, begin, end);
+    if (args.actions == 6) return rows_per_lane<M, kind, 6>(args, begin, end);
+  }
+  return rows_per_lane<M, kind, 0>(args, begin, end);
 }
 
 template <class M>

@@ -25,7 +25,6 @@ struct RowPerLane {
   }
   static FASTDISTILL_HD void store(typename M::Real* p, int64_t, V v) { M::store(p, v); }
   static FASTDISTILL_HD V sum(V v) { return v; }
-  static FASTDISTILL_HD V max(V v) { return v; }
   static FASTDISTILL_HD Mask first(Mask hit, Mask found) { return hit & ~found; }
   static FASTDISTILL_HD Mask any(Mask mask) { return mask; }
 };
@@ -43,7 +42,6 @@ struct RowAcrossLanes {
     left >= M::kLanes ? M::store(p, v) : M::store_first(p, left, v);
   }
   static FASTDISTILL_HD V sum(V v) { return M::broadcast(horizontal_sum<M>(v)); }
-  static FASTDISTILL_HD V max(V v) { return M::broadcast(horizontal_max<M>(v)); }
   static FASTDISTILL_HD Mask first(Mask hit, Mask found) {
     Mask first{};
     if (!M::any(hit)) return first;
@@ -61,29 +59,31 @@ struct RowAcrossLanes {
 template <class M>
 struct RowBlock {
   using Real = typename M::Real;
+  using V = typename M::V;
   const Real* student;  // logits, masked actions -inf
   const Real* teacher;
+  V student_max;  // of each row, in all lanes that belong to it
+  V teacher_max;
   int64_t elements;  // lanes * actions, or the actions of the one row
   // Scratch of `elements` each, rounded up to whole vectors. What they hold depends on the kind.
   Real* first;
   Real* second;
   Real* third;
   Real* fourth;
-  Real* grad;  // may be where the gradient belongs; null = loss only
 };
 
 template <class M>
 struct RowSettings {
   using Real = typename M::Real;
-  Factor<Real> student_factor;
-  Factor<Real> teacher_factor;
+  Real student_factor;
+  Real teacher_factor;
   Real teacher_share;  // of the mixture: beta, and 1 - beta
   Real student_share;
   Real student_scale;  // reduction scale / student_temperature, on the gradient
 
   explicit RowSettings(const DistillArgs& args)
-      : student_factor(args.student_temperature),
-        teacher_factor(args.temperature),
+      : student_factor(exponent_factor<Real>(args.student_temperature)),
+        teacher_factor(exponent_factor<Real>(args.temperature)),
         teacher_share(static_cast<Real>(args.beta)),
         student_share(static_cast<Real>(1.0 - args.beta)),
         student_scale(static_cast<Real>(args.scale / args.student_temperature)) {}
@@ -120,73 +120,81 @@ struct RowKernel {
   using Real = typename M::Real;
   using F = RowMath<M>;
 
-  // Row losses without weight; also writes weight * scale times the gradient.
-  static FASTDISTILL_HD V run(const RowBlock<M>& rows, const RowSettings<M>& settings, V weight) {
+  // Row losses without weight. Hands `emit` a function that gives weight * scale times the gradient
+  // of the vector of elements at an offset; emit may call it in any order, more than once, or
+  // never.
+  template <class Emit>
+  static FASTDISTILL_HD V run(const RowBlock<M>& rows, const RowSettings<M>& settings, V weight,
+                              Emit emit) {
     if constexpr (kind == LossKind::kMse) {
-      return squared_errors(rows, settings, weight);
+      return squared_errors(rows, settings, weight, emit);
     } else {
-      return divergence(rows, settings, weight);
+      return divergence(rows, settings, weight, emit);
     }
   }
 
  private:
   static constexpr int64_t kStripElements = Layout::kStripVectors * M::kLanes;
 
-  static FASTDISTILL_HD V squared_errors(const RowBlock<M>& rows, const RowSettings<M>& settings,
-                                         V weight) {
-    V sum{};
-    const V factor = weight * (settings.student_scale * Real(2));
-    const Mask silent = weight == V{};
-    for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
-      V part{};
-      const int64_t end = strip_end(strip, rows.elements);
-      for (int64_t i = strip; i < end; i += M::kLanes) {
-        const int64_t left = rows.elements - i;
-        const V difference = F::mse_difference(Layout::load(rows.student + i, left, Real(0)),
-                                               Layout::load(rows.teacher + i, left, Real(0)));
-        part = M::multiply_add(difference, difference, part);
-        if (rows.grad) Layout::store(rows.grad + i, left, silent ? V{} : factor * difference);
-      }
-      sum += part;
-    }
-    return silent ? V{} : Layout::sum(sum);
-  }
-
   static FASTDISTILL_HD int64_t strip_end(int64_t strip, int64_t elements) {
     const int64_t end = strip + kStripElements;
     return end < elements ? end : elements;
   }
 
-  static FASTDISTILL_HD V divergence(const RowBlock<M>& rows, const RowSettings<M>& settings,
-                                     V weight) {
-    V max_s = F::minus_infinity();
-    V max_t = F::minus_infinity();
-    for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
-      const V s = Layout::load(rows.student + i, rows.elements - i, -M::infinity());
-      const V t = Layout::load(rows.teacher + i, rows.elements - i, -M::infinity());
-      max_s = s > max_s ? s : max_s;
-      max_t = t > max_t ? t : max_t;
+  template <class Emit>
+  static FASTDISTILL_HD V squared_errors(const RowBlock<M>& rows, const RowSettings<M>& settings,
+                                         V weight, Emit emit) {
+    const auto difference_at = [&](int64_t i) {
+      const int64_t left = rows.elements - i;
+      return F::mse_difference(Layout::load(rows.student + i, left, Real(0)),
+                               Layout::load(rows.teacher + i, left, Real(0)));
+    };
+    V sum{};
+    for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
+      V part{};
+      const int64_t end = strip_end(strip, rows.elements);
+      for (int64_t i = strip; i < end; i += M::kLanes) {
+        const V difference = difference_at(i);
+        part = M::multiply_add(difference, difference, part);
+      }
+      sum += part;
     }
-    max_s = Layout::max(max_s);
-    max_t = Layout::max(max_t);
+    const V factor = weight * (settings.student_scale * Real(2));
+    const Mask silent = weight == V{};
+    emit([&](int64_t i) { return silent ? V{} : factor * difference_at(i); });
+    return silent ? V{} : Layout::sum(sum);
+  }
 
-    const Sums sums = exponentials(rows, settings, F::shift_of(max_s), F::shift_of(max_t), max_t);
+  template <class Emit>
+  static FASTDISTILL_HD V divergence(const RowBlock<M>& rows, const RowSettings<M>& settings,
+                                     V weight, Emit emit) {
+    const Sums sums = exponentials(rows, settings);
     // A row is silent when nothing in it is unmasked or it weighs nothing; NaN compares unequal and
     // stays loud.
     const Mask silent = (sums.s == V{}) | (sums.t == V{}) | (weight == V{});
     const V factor = weight * settings.student_scale;
     V loss;
     if constexpr (kind == LossKind::kJsd) {
-      loss = mixture_terms(rows, settings, sums, factor, silent);
+      loss = mixture_terms(rows, settings, sums, factor, silent, emit);
     } else if constexpr (kind == LossKind::kReverseKl) {
       loss = F::kl_loss(sums.cross, sums.s, sums.t);
-      if (rows.grad) reverse_kl_gradient(rows, sums, factor, silent);
+      const V inverse_s = factor / sums.s;
+      const V mean = F::mean_cross(sums.cross, sums.s);
+      emit([&](int64_t i) {
+        const V grad =
+            F::reverse_kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, mean);
+        return silent ? V{} : grad;
+      });
     } else {
       loss = F::kl_loss(sums.cross, sums.t, sums.s);
-      if (rows.grad) kl_gradient(rows, sums, factor, silent);
-      // An action that the student rules out and the teacher does not: its logit of -inf cannot
-      // move.
-      if (rows.grad && M::any(loss == F::constant(M::infinity()))) clear_ruled_out(rows);
+      // Seldom, and then cheaper to mend than to select in each vector of every gradient.
+      const Mask infinite = loss == F::constant(M::infinity());
+      if (M::any(silent | infinite)) clear_still(rows, silent);
+      const V inverse_s = silent ? V{} : factor / sums.s;
+      const V inverse_t = silent ? V{} : factor / sums.t;
+      emit([&](int64_t i) {
+        return F::kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, inverse_t);
+      });
     }
     return silent ? V{} : loss;
   }
@@ -197,8 +205,9 @@ struct RowKernel {
     V cross;
   };
 
-  static FASTDISTILL_HD Sums exponentials(const RowBlock<M>& rows, const RowSettings<M>& settings,
-                                          V shift_s, V shift_t, V max_t) {
+  static FASTDISTILL_HD Sums exponentials(const RowBlock<M>& rows, const RowSettings<M>& settings) {
+    const V shift_s = F::shift_of(rows.student_max);
+    const V shift_t = F::shift_of(rows.teacher_max);
     Sums sums{};
     Mask found{};
     for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
@@ -213,7 +222,8 @@ struct RowKernel {
         V e_t;
         if constexpr (kind == LossKind::kNll) {
           // All of the teacher's probability on its first best action; a NaN beside it is not lost.
-          const Mask target = Layout::first((t == max_t) & (t != F::minus_infinity()), found);
+          const Mask target =
+              Layout::first((t == rows.teacher_max) & (t != F::minus_infinity()), found);
           found |= Layout::any(target);
           z_t = V{};
           e_t = target ? F::constant(1) : (t == t ? V{} : t);
@@ -245,39 +255,20 @@ struct RowKernel {
     return {Layout::sum(sums.s), Layout::sum(sums.t), Layout::sum(sums.cross)};
   }
 
-  static FASTDISTILL_HD void kl_gradient(const RowBlock<M>& rows, const Sums& sums, V factor,
-                                         Mask silent) {
-    const V inverse_s = factor / sums.s;
-    const V inverse_t = factor / sums.t;
-    const bool any_silent = M::any(silent);
-    for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
-      const V grad =
-          F::kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, inverse_t);
-      Layout::store(rows.grad + i, rows.elements - i, any_silent ? (silent ? V{} : grad) : grad);
-    }
-  }
-
-  static void clear_ruled_out(const RowBlock<M>& rows) {
+  // Gives gradient 0 to silent rows, even of NaN, and to an action that the student rules out and
+  // the teacher does not: its logit of -inf cannot move.
+  static void clear_still(const RowBlock<M>& rows, Mask silent) {
     for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
       const V s = Layout::load(rows.student + i, rows.elements - i, Real(0));
-      const V grad = Layout::load(rows.grad + i, rows.elements - i, Real(0));
-      Layout::store(rows.grad + i, rows.elements - i, s == F::minus_infinity() ? V{} : grad);
+      const Mask still = silent | (s == F::minus_infinity());
+      M::store(rows.first + i, still ? V{} : M::load(rows.first + i));
+      M::store(rows.second + i, still ? V{} : M::load(rows.second + i));
     }
   }
 
-  static FASTDISTILL_HD void reverse_kl_gradient(const RowBlock<M>& rows, const Sums& sums,
-                                                 V factor, Mask silent) {
-    const V inverse_s = factor / sums.s;
-    const V mean = F::mean_cross(sums.cross, sums.s);
-    for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
-      const V grad =
-          F::reverse_kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, mean);
-      Layout::store(rows.grad + i, rows.elements - i, silent ? V{} : grad);
-    }
-  }
-
+  template <class Emit>
   static FASTDISTILL_HD V mixture_terms(const RowBlock<M>& rows, const RowSettings<M>& settings,
-                                        const Sums& sums, V factor, Mask silent) {
+                                        const Sums& sums, V factor, Mask silent, Emit emit) {
     const typename F::Shares share{M::broadcast(settings.teacher_share),
                                    M::broadcast(settings.student_share)};
     const V inverse_s = F::constant(1) / sums.s;
@@ -303,13 +294,11 @@ struct RowKernel {
       mean += part_mean;
     }
     mean = Layout::sum(mean);
-    if (rows.grad) {
-      for (int64_t i = 0; i < rows.elements; i += M::kLanes) {
-        const V q = M::load(rows.first + i) * inverse_s;
-        const V grad = factor * F::jsd_grad(q, M::load(rows.third + i), mean, share);
-        Layout::store(rows.grad + i, rows.elements - i, silent ? V{} : grad);
-      }
-    }
+    emit([&](int64_t i) {
+      const V q = M::load(rows.first + i) * inverse_s;
+      const V grad = factor * F::jsd_grad(q, M::load(rows.third + i), mean, share);
+      return silent ? V{} : grad;
+    });
     return F::at_least_zero(Layout::sum(loss));
   }
 };

@@ -21,21 +21,12 @@ inline namespace FASTDISTILL_ISA {
 inline constexpr double kLn2 = 0.69314718055994530942;
 inline constexpr double kLog2E = 1.44269504088896340736;
 
-// One row's temperature as the factor log2(e) / temperature, split so that the product with the
-// shifted logit is rounded once: a rounded factor alone would scale every exponent of the row
-// alike. Both parts are above 0, so that a logit of -inf makes both products -inf, and never NaN.
+// What a temperature makes of a logit's distance from the maximum. Above 0, so that a logit of -inf
+// stays -inf.
 template <class Real>
-struct Factor {
-  Real high;
-  Real low;
-
-  explicit Factor(double temperature) : high(static_cast<Real>(kLog2E / temperature)), low(0) {
-    const double exact = kLog2E / temperature;
-    constexpr double below = sizeof(Real) == 8 ? 0x1p-52 : 0x1p-23;
-    if (static_cast<double>(high) >= exact) high = static_cast<Real>(exact - exact * below);
-    low = static_cast<Real>(exact - static_cast<double>(high));
-  }
-};
+inline Real exponent_factor(double temperature) {
+  return static_cast<Real>(kLog2E / temperature);
+}
 
 template <class Math>
 struct RowMath {
@@ -50,10 +41,8 @@ struct RowMath {
   static FASTDISTILL_HD V at_least_zero(V value) { return Math::at_least(value, constant(0)); }
 
   // z of the comment above; NaN stays NaN, and -inf becomes hugely negative.
-  static FASTDISTILL_HD V shifted(V logit, V shift, Factor<Real> factor) {
-    const V distance = logit - shift;
-    const V z = Math::multiply_add(distance, constant(factor.high), distance * factor.low);
-    return Math::at_least(z, constant(-1e38));
+  static FASTDISTILL_HD V shifted(V logit, V shift, Real factor) {
+    return Math::at_least((logit - shift) * factor, constant(-1e38));
   }
 
   // A row without any unmasked action has no maximum; shifting by 0 keeps all its e at 0.

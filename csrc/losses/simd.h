@@ -200,6 +200,12 @@ struct Math<double> {
   }
 };
 
+// The larger of two, per lane; a NaN in v is passed over.
+template <class V>
+FASTDISTILL_HD V larger(V v, V most) {
+  return v > most ? v : most;
+}
+
 // Moves lane i + distance to lane i, so that log2(lanes) steps reduce a vector.
 template <int distance, class V, size_t... lane>
 FASTDISTILL_HD V lanes_down(V v, std::index_sequence<lane...>) {

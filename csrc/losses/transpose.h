@@ -101,8 +101,8 @@ FASTDISTILL_HD void transpose_parts(VFloat (&strip)[4]) {
 }
 
 template <bool all_rows>
-FASTDISTILL_HD void strip_to_columns(const float* tile, int64_t stride, int64_t rows, int64_t width,
-                                     float* columns) {
+FASTDISTILL_HD VFloat strip_to_columns(const float* tile, int64_t stride, int64_t rows,
+                                       int64_t width, float* columns, VFloat most) {
   VFloat strip[4];
 #pragma GCC unroll 4
   for (int64_t k = 0; k < 4; ++k) {
@@ -117,17 +117,20 @@ FASTDISTILL_HD void strip_to_columns(const float* tile, int64_t stride, int64_t 
   transpose_parts(strip);
 #pragma GCC unroll 4
   for (int64_t k = 0; k < 4; ++k) {
-    if (k < width) Math<float>::store(columns + k * kFloatLanes, strip[k]);
+    if (k >= width) break;
+    Math<float>::store(columns + k * kFloatLanes, strip[k]);
+    most = larger(strip[k], most);
   }
+  return most;
 }
 
-template <bool all_rows>
-FASTDISTILL_HD void columns_to_strip(const float* columns, int64_t rows, int64_t width, float* tile,
-                                     int64_t stride) {
+template <bool all_rows, class Column>
+FASTDISTILL_HD void columns_to_strip(Column column, int64_t first, int64_t rows, int64_t width,
+                                     float* tile, int64_t stride) {
   VFloat strip[4];
 #pragma GCC unroll 4
   for (int64_t k = 0; k < 4; ++k) {
-    strip[k] = k < width ? Math<float>::load(columns + k * kFloatLanes) : VFloat{};
+    strip[k] = k < width ? column((first + k) * kFloatLanes) : VFloat{};
   }
   transpose_parts(strip);
 #pragma GCC unroll 4
@@ -137,7 +140,7 @@ FASTDISTILL_HD void columns_to_strip(const float* columns, int64_t rows, int64_t
 #pragma GCC unroll 4
     for (int64_t part = 0; part < kQuads; ++part) {
       const int64_t row = 4 * part + k;
-      if (all_rows || row < rows) store_quad(tile + row * stride, width, quads[part]);
+      if (all_rows || row < rows) store_quad(tile + first + row * stride, width, quads[part]);
     }
   }
 }
@@ -173,89 +176,103 @@ FASTDISTILL_HD void transpose_block(VFloat (&rows)[16]) {
 
 // Sixteen actions of sixteen rows, a whole vector at a time: with data in memory rather than in the
 // cache, many small accesses to one cache line cost twice the time of a pass over quads.
-FASTDISTILL_HD void block_to_columns(const float* tile, int64_t stride, float* columns) {
+FASTDISTILL_HD VFloat block_to_columns(const float* tile, int64_t stride, float* columns,
+                                       VFloat most) {
   VFloat rows[16];
 #pragma GCC unroll 16
   for (int64_t i = 0; i < 16; ++i) rows[i] = Math<float>::load(tile + i * stride);
   transpose_block(rows);
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i) Math<float>::store(columns + i * kFloatLanes, rows[i]);
+  for (int64_t i = 0; i < 16; ++i) {
+    Math<float>::store(columns + i * kFloatLanes, rows[i]);
+    most = larger(rows[i], most);
+  }
+  return most;
 }
 
-FASTDISTILL_HD void columns_to_block(const float* columns, float* tile, int64_t stride) {
+template <class Column>
+FASTDISTILL_HD void columns_to_block(Column column, int64_t first, float* tile, int64_t stride) {
   VFloat rows[16];
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i) rows[i] = Math<float>::load(columns + i * kFloatLanes);
+  for (int64_t i = 0; i < 16; ++i) rows[i] = column((first + i) * kFloatLanes);
   transpose_block(rows);
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i) Math<float>::store(tile + i * stride, rows[i]);
+  for (int64_t i = 0; i < 16; ++i) Math<float>::store(tile + first + i * stride, rows[i]);
 }
 
 #endif
 
-// columns[j * lanes + i] = tile[i * stride + j]; lanes beyond `rows` become 0. Where the actions
-// are no multiple of four, the last quad starts earlier and moves some columns twice: that is
-// cheaper than part of a quad.
-FASTDISTILL_HD void tile_to_columns(const float* tile, int64_t stride, int64_t rows,
-                                    int64_t actions, float* columns) {
+// columns[j * lanes + i] = tile[i * stride + j]; lanes beyond `rows` become 0. Returns each row's
+// maximum. Where the actions are no multiple of four, the last quad starts earlier and moves some
+// columns twice: that is cheaper than part of a quad.
+FASTDISTILL_HD VFloat tile_to_columns(const float* tile, int64_t stride, int64_t rows,
+                                      int64_t actions, float* columns) {
   const int64_t last = actions - 4;
-  if (rows == kFloatLanes && last >= 0) {
-    int64_t j = 0;
+  VFloat most = Math<float>::broadcast(-Math<float>::infinity());
+  const bool whole = rows == kFloatLanes && last >= 0;
+  int64_t j = 0;
+  if (!whole) {
+    for (; j < actions; j += 4) {
+      const int64_t width = actions - j < 4 ? actions - j : 4;
+      most =
+          strip_to_columns<false>(tile + j, stride, rows, width, columns + j * kFloatLanes, most);
+    }
+    return most;
+  }
 #if defined(__AVX512F__)
-    for (; j + 16 <= actions; j += 16) {
-      block_to_columns(tile + j, stride, columns + j * kFloatLanes);
-    }
-    if (j == actions) return;
+  for (; j + 16 <= actions; j += 16) {
+    most = block_to_columns(tile + j, stride, columns + j * kFloatLanes, most);
+  }
+  if (j == actions) return most;
 #endif
-    for (; j < last; j += 4) {
-      strip_to_columns<true>(tile + j, stride, rows, 4, columns + j * kFloatLanes);
-    }
-    strip_to_columns<true>(tile + last, stride, rows, 4, columns + last * kFloatLanes);
-    return;
+  for (; j < last; j += 4) {
+    most = strip_to_columns<true>(tile + j, stride, rows, 4, columns + j * kFloatLanes, most);
   }
-  for (int64_t j = 0; j < actions; j += 4) {
-    const int64_t width = actions - j < 4 ? actions - j : 4;
-    strip_to_columns<false>(tile + j, stride, rows, width, columns + j * kFloatLanes);
-  }
+  return strip_to_columns<true>(tile + last, stride, rows, 4, columns + last * kFloatLanes, most);
 }
 
-FASTDISTILL_HD void columns_to_tile(const float* columns, int64_t rows, int64_t actions,
-                                    float* tile, int64_t stride) {
+// tile[i * stride + j] = lane i of column(j * lanes), which may be asked for twice.
+template <class Column>
+FASTDISTILL_HD void columns_to_tile(Column column, int64_t rows, int64_t actions, float* tile,
+                                    int64_t stride) {
   const int64_t last = actions - 4;
-  if (rows == kFloatLanes && last >= 0) {
-    int64_t j = 0;
-#if defined(__AVX512F__)
-    for (; j + 16 <= actions; j += 16) {
-      columns_to_block(columns + j * kFloatLanes, tile + j, stride);
+  const bool whole = rows == kFloatLanes && last >= 0;
+  int64_t j = 0;
+  if (!whole) {
+    for (; j < actions; j += 4) {
+      const int64_t width = actions - j < 4 ? actions - j : 4;
+      columns_to_strip<false>(column, j, rows, width, tile, stride);
     }
-    if (j == actions) return;
-#endif
-    for (; j < last; j += 4) {
-      columns_to_strip<true>(columns + j * kFloatLanes, rows, 4, tile + j, stride);
-    }
-    columns_to_strip<true>(columns + last * kFloatLanes, rows, 4, tile + last, stride);
     return;
   }
-  for (int64_t j = 0; j < actions; j += 4) {
-    const int64_t width = actions - j < 4 ? actions - j : 4;
-    columns_to_strip<false>(columns + j * kFloatLanes, rows, width, tile + j, stride);
-  }
+#if defined(__AVX512F__)
+  for (; j + 16 <= actions; j += 16) columns_to_block(column, j, tile, stride);
+  if (j == actions) return;
+#endif
+  for (; j < last; j += 4) columns_to_strip<true>(column, j, rows, 4, tile, stride);
+  columns_to_strip<true>(column, last, rows, 4, tile, stride);
 }
 
 // float64 is not worth a transposition of its own.
-FASTDISTILL_HD void tile_to_columns(const double* tile, int64_t stride, int64_t rows,
-                                    int64_t actions, double* columns) {
+FASTDISTILL_HD VDouble tile_to_columns(const double* tile, int64_t stride, int64_t rows,
+                                       int64_t actions, double* columns) {
+  VDouble most = Math<double>::broadcast(-Math<double>::infinity());
   for (int64_t j = 0; j < actions; ++j) {
     for (int64_t i = 0; i < kDoubleLanes; ++i) {
       columns[j * kDoubleLanes + i] = i < rows ? tile[i * stride + j] : 0.0;
     }
+    const VDouble column = Math<double>::load(columns + j * kDoubleLanes);
+    most = larger(column, most);
   }
+  return most;
 }
 
-FASTDISTILL_HD void columns_to_tile(const double* columns, int64_t rows, int64_t actions,
-                                    double* tile, int64_t stride) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < actions; ++j) tile[i * stride + j] = columns[j * kDoubleLanes + i];
+template <class Column>
+FASTDISTILL_HD void columns_to_tile(Column column, int64_t rows, int64_t actions, double* tile,
+                                    int64_t stride) {
+  for (int64_t j = 0; j < actions; ++j) {
+    const VDouble values = column(j * kDoubleLanes);
+    for (int64_t i = 0; i < rows; ++i) tile[i * stride + j] = values[i];
   }
 }
 
