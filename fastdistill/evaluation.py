@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdistill.envs import PRESETS, LaneEnv, engine_versions, make_atari_screen, make_env
+from fastdistill.envs import PRESETS, engine_versions, make_atari_screen, make_env
+from fastdistill.lanes import LaneEnv
 
 # Observations [batch, ...] on the policy's device -> action values or logits [batch, actions].
 Policy = Callable[[Tensor], Tensor]

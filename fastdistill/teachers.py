@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdistill.checkpoints import load_network
-from fastdistill.envs import LaneEnv, make_env
+from fastdistill.envs import make_env
+from fastdistill.lanes import LaneEnv
 
 ZOO = Path(__file__).parent / "zoo"
 

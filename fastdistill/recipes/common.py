@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdistill.checkpoints import load_network, save_network, versions, write_checkpoint
-from fastdistill.envs import EnvState, Episode, LaneEnv, engine_versions
+from fastdistill.envs import engine_versions
 from fastdistill.evaluation import evaluate
+from fastdistill.lanes import EnvState, Episode, LaneEnv
 from fastdistill.networks import QNetwork
 from fastdistill.statistics import summarize
 

@@ -20,7 +20,8 @@ from typing import Any
 from torch import nn
 
 from fastdistill.checkpoints import load_network
-from fastdistill.envs import LaneEnv, make_env
+from fastdistill.envs import make_env
+from fastdistill.lanes import LaneEnv
 from fastdistill.networks import QNetwork
 from fastdistill.recipes.common import (
     TRAINING_STREAM,

@@ -16,7 +16,7 @@ import torch
 
 from fastdistill.checkpoints import TrainingCheckpoints
 from fastdistill.costs import describe_machine
-from fastdistill.envs import LaneEnv
+from fastdistill.lanes import LaneEnv
 from fastdistill.metrics import Progress, RunWriter
 from fastdistill.recipes.common import (
     LEARNING_STREAM,

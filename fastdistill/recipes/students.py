@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fastdistill.checkpoints import load_network, read_checkpoint, save_network
 from fastdistill.costs import latency_seconds, multiply_adds, num_parameters
-from fastdistill.envs import LaneEnv
 from fastdistill.evaluation import Evaluation, Policy, evaluate_env
+from fastdistill.lanes import LaneEnv
 from fastdistill.losses import distill_kl, distill_loss_and_grad
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
 from fastdistill.recipes.common import (

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from fastdistill.checkpoints import TrainingCheckpoints
-from fastdistill.envs import LaneEnv, make_env, observation_statistics
+from fastdistill.envs import make_env, observation_statistics
+from fastdistill.lanes import LaneEnv
 from fastdistill.losses import td_loss
 from fastdistill.metrics import Progress, RunWriter
 from fastdistill.networks import Architecture, QNetwork, paper_architecture

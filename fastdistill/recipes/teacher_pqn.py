@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdistill.checkpoints import TrainingCheckpoints
-from fastdistill.envs import LaneEnv, make_env, observation_statistics
+from fastdistill.envs import make_env, observation_statistics
+from fastdistill.lanes import LaneEnv
 from fastdistill.metrics import Progress, RunWriter
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
 from fastdistill.recipes.common import (

@@ -13,7 +13,8 @@ from ale_py import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from fastdistill import envs
-from fastdistill.envs import LaneEnv, make_atari, make_env, make_gymnasium, observation_statistics
+from fastdistill.envs import make_atari, make_env, make_gymnasium, observation_statistics
+from fastdistill.lanes import LaneEnv
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 

@@ -11,8 +11,9 @@ from gymnasium.vector import AutoresetMode
 from PIL import Image
 
 from fastdistill import evaluation
-from fastdistill.envs import LaneEnv, make_atari_screen, make_env
+from fastdistill.envs import make_atari_screen, make_env
 from fastdistill.evaluation import evaluate, evaluate_env, record_comparison_gif
+from fastdistill.lanes import LaneEnv
 
 
 class Corridor(gymnasium.Env):

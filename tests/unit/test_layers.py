@@ -22,7 +22,7 @@ PACKAGE = Path(fastdistill.__file__).parent
 LAYERS = (
     {"_core", "_cuda"},
     {"_native", "config"},
-    {"losses_reference", "losses_ops", "replay_reference", "frames", "networks", "envs"},
+    {"losses_reference", "losses_ops", "replay_reference", "frames", "networks", "envs", "lanes"},
     {"losses_autograd", "_replay_arguments", "_replay_batch"},
     {"losses", "replay"},
     {"teachers", "evaluation", "statistics", "checkpoints", "metrics", "costs"},
@@ -37,7 +37,7 @@ FAMILIES = (
     {"losses", "losses_autograd", "losses_ops", "losses_reference"},
     {"replay", "replay_reference", "_replay_arguments", "_replay_batch"},
     {"frames", "networks"},
-    {"envs"},
+    {"envs", "lanes"},
 )
 
 NEIGHBOURS: set[str] = set().union(*FAMILIES)

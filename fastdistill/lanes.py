@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: MIT
+"""Lanes: a vector environment as one plain record per step, ready for the replay.
+
+Everything above sees one protocol: NEXT_STEP autoreset with its bogus transition marked, life
+losses told apart from game overs, raw rewards, own episode accounting, and an exact state (seed
+and actions since the last seeded reset) to resume from. ``envs`` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Actions kept per lane before it may be seeded anew: bounds what a restore has to play.
+RESEED_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished episode: the sum of its raw rewards and its length in agent steps."""
+
+    lane: int
+    episode_return: float
+    length_steps: int
+    truncated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of every lane; the first six fields are one ``replay.append`` call.
+
+    Attributes:
+        frame: Newest plane of the observation that the action was chosen on,
+            ``[lanes, *frame_shape]``.
+        action: ``[lanes]`` int64.
+        reward: ``[lanes]`` float32, as the environment gave it (clipping is the learner's).
+        terminated: ``[lanes]`` bool, the return ends here: game over, or a lost life.
+        truncated: ``[lanes]`` bool, the episode was cut by a time limit.
+        boundary: ``[lanes]`` bool, ``frame`` is the final observation of an episode: the action
+            was ignored, the reward is 0, and the lane's next row begins a new episode.
+        episodes: Episodes whose final observation is in this row.
+    """
+
+    frame: NDArray[Any]
+    action: NDArray[np.int64]
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    boundary: NDArray[np.bool_]
+    episodes: tuple[Episode, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class EnvState:
+    """Where an environment stands: each lane's last seeded reset and its actions since.
+
+    Attributes:
+        seed: As given to ``LaneEnv.reset``.
+        reseeds: ``[lanes]`` int64, how often each lane was seeded anew since.
+        lengths_steps: ``[lanes]`` int64, actions since its last seeding.
+        actions: Those actions, int16, lane after lane.
+    """
+
+    seed: tuple[int, ...]
+    reseeds: NDArray[np.int64]
+    lengths_steps: NDArray[np.int64]
+    actions: NDArray[np.int16]
+
+
+class LaneEnv:
+    """A vector environment under NEXT_STEP autoreset, one lane per sub-environment.
+
+    Its state can be saved at any step: ALE's own clone and restore loses the random generator
+    (0.12.1), so a state is a seed and the actions since, and restoring plays them again. To keep
+    those few, a lane whose episode ends more than ``RESEED_STEPS`` after its last seeding is
+    seeded anew. (Seeding an ALE lane takes 0.1 s, it loads the ROM; hence not at every episode.)
+
+    Attributes:
+        name: Game or environment id.
+        num_lanes: Number of sub-environments.
+        num_actions: Number of discrete actions.
+        action_meanings: What each action does, where known, else its number.
+        obs_shape: Shape of one observation: ``(stack, 84, 84)``, ``(channels, height, width)``
+            or ``(features,)``.
+        frame_shape: Shape of ``Step.frame`` per lane; ``obs_shape`` without the stack.
+        stack: Frames per observation, 1 where the environment does not stack.
+        settings: Every option that changes what is played, for run records.
+        obs: The current observation, ``[lanes, *obs_shape]`` uint8 or float32.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        *,
+        name: str,
+        stack: int = 1,
+        action_meanings: Sequence[str] = (),
+        settings: dict[str, Any] | None = None,
+        array_seeds: bool = False,
+    ) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if getattr(mode, "value", mode) != "NextStep":
+            raise ValueError(
+                "LaneEnv: env must use AutoresetMode.NEXT_STEP (the final observation of an "
+                f"episode is read in line), got {mode}"
+            )
+        space = env.single_action_space
+        if not hasattr(space, "n") or int(getattr(space, "start", 0)) != 0:
+            raise TypeError(f"LaneEnv: env must have Discrete actions from 0, got {space}")
+        self._env = env
+        self._array_seeds = array_seeds
+        self.name = name
+        self.num_lanes = int(env.num_envs)
+        self.num_actions = int(space.n)
+        self.action_meanings = tuple(action_meanings) or tuple(
+            str(action) for action in range(self.num_actions)
+        )
+        shape = tuple(int(size) for size in env.single_observation_space.shape)
+        self._stack_of_one = len(shape) == 4 and shape[0] == 1  # ALE's colour screens
+        shape = shape[1:] if self._stack_of_one else shape
+        if len(shape) not in (1, 3):
+            raise ValueError(
+                f"LaneEnv: env must have vector or image observations, got shape {shape}"
+            )
+        is_image = len(shape) == 3
+        self._channels_last = is_image and shape[-1] in (1, 3, 4) and shape[0] > 4
+        self.obs_shape = (shape[2], *shape[:2]) if self._channels_last else shape
+        self.stack = stack
+        self.frame_shape = self.obs_shape if stack == 1 else self.obs_shape[1:]
+        self._obs_dtype = np.uint8 if is_image else np.float32
+        self.settings = {"env": name, **(settings or {})}
+        self.obs: NDArray[Any] = np.zeros((self.num_lanes, *self.obs_shape), self._obs_dtype)
+        self._seed: tuple[int, ...] = ()
+        self._reseeds = np.zeros(self.num_lanes, np.int64)
+        self._logs = [bytearray() for _ in range(self.num_lanes)]
+        self._sent: NDArray[np.int64] | None = None
+        self._asynchronous = hasattr(env, "send") and hasattr(env, "recv")
+        self._was_done = np.zeros(self.num_lanes, np.bool_)
+        self._was_truncated = np.zeros(self.num_lanes, np.bool_)
+        self._episode_frames = np.full(self.num_lanes, -1, np.int64)
+        self._returns = np.zeros(self.num_lanes, np.float64)
+        self._lengths = np.zeros(self.num_lanes, np.int64)
+
+    def _take_obs(self, obs: NDArray[Any]) -> None:
+        obs = obs[:, 0] if self._stack_of_one else obs
+        if self._channels_last:
+            obs = np.ascontiguousarray(obs.transpose(0, 3, 1, 2))
+        self.obs = obs.astype(self._obs_dtype, copy=False)
+
+    def reset(self, seed: int | Sequence[int]) -> NDArray[Any]:
+        """Start a new episode in every lane.
+
+        A step that was sent and not received is forgotten.
+
+        Args:
+            seed: Non-negative integer or integers; each lane's seed is drawn from them.
+
+        Returns:
+            The first observation, ``[lanes, *obs_shape]``.
+        """
+        if self._sent is not None:
+            self._receive()
+        self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
+        self._reseeds[:] = 0
+        self._seed_lanes(np.ones(self.num_lanes, np.bool_))
+        return self.obs
+
+    def _seed_lanes(self, chosen: NDArray[np.bool_]) -> None:
+        seeds = np.array(
+            [
+                # 31 bits: ALE takes an int and reads a negative one as "no seed".
+                np.random.SeedSequence((*self._seed, lane, int(count))).generate_state(1)[0]
+                & 0x7FFFFFFF
+                for lane, count in enumerate(self._reseeds)
+            ],
+            np.int64,
+        )
+        options = None if chosen.all() else {"reset_mask": chosen.copy()}
+        obs, info = self._env.reset(
+            seed=seeds[chosen] if self._array_seeds else seeds.tolist(), options=options
+        )
+        self._take_obs(obs)
+        self._episode_frames = np.asarray(info.get("episode_frame_number", self._episode_frames))
+        for lane in np.flatnonzero(chosen):
+            self._logs[lane].clear()
+        for array in (self._was_done, self._was_truncated, self._returns, self._lengths):
+            array[chosen] = 0
+
+    def step(self, action: NDArray[np.integer[Any]]) -> Step:
+        """Step every lane.
+
+        Args:
+            action: ``[lanes]`` integers in ``[0, num_actions)``.
+
+        Raises:
+            RuntimeError: Before the first ``reset``.
+            ValueError: Wrong shape or an action out of range (ALE would hang on it for ever).
+            TypeError: Not integers.
+        """
+        self.send(action)
+        return self.recv()
+
+    def send(self, action: NDArray[np.integer[Any]]) -> None:
+        """The first half of ``step``: where the engine has threads of its own, they set off.
+
+        Between ``send`` and ``recv`` only ``obs`` may be looked at (it is the one acted on).
+        """
+        checked = self._checked(action)
+        if self._sent is not None:
+            raise RuntimeError("LaneEnv.send: recv must be called first")
+        self._send(checked)
+
+    def recv(self) -> Step:
+        """The second half of ``step``: wait for the engine, and take what it brought."""
+        step = self._receive()
+        stale = np.array([len(log) > 2 * RESEED_STEPS for log in self._logs])
+        if (stale & step.boundary).any():
+            self._reseeds += stale & step.boundary
+            self._seed_lanes(stale & step.boundary)
+        return step
+
+    def _send(self, action: NDArray[np.int64]) -> None:
+        for log, word in zip(self._logs, action.astype(np.int16), strict=True):
+            log += word.tobytes()
+        self._sent = action
+        if self._asynchronous:
+            self._env.send(action)
+
+    def _receive(self) -> Step:
+        if self._sent is None:
+            raise RuntimeError("LaneEnv.recv: send must be called first")
+        action, self._sent = self._sent, None
+        frame = self.obs if self.stack == 1 else np.ascontiguousarray(self.obs[:, -1])
+        obs, reward, terminated, truncated, info = (
+            self._env.recv() if self._asynchronous else self._env.step(action)
+        )
+        boundary = self._was_done
+        if "episode_frame_number" in info:
+            # A lost life reads terminated too, but there the game's own clock goes on.
+            frames = np.asarray(info["episode_frame_number"])
+            boundary = boundary & (self._was_truncated | (frames <= self._episode_frames))
+            self._episode_frames = frames
+        episodes = tuple(
+            Episode(
+                int(lane),
+                float(self._returns[lane]),
+                int(self._lengths[lane]),
+                bool(self._was_truncated[lane]),
+            )
+            for lane in np.flatnonzero(boundary)
+        )
+        reward = np.asarray(reward, np.float32)
+        self._returns = np.where(boundary, 0.0, self._returns + reward)
+        self._lengths = np.where(boundary, 0, self._lengths + 1)
+        # Copies: gymnasium hands out the same arrays at every step.
+        terminated = np.array(terminated, np.bool_)
+        truncated = np.array(truncated, np.bool_)
+        self._was_done, self._was_truncated = terminated | truncated, truncated.copy()
+        self._take_obs(obs)
+        return Step(frame, action, reward, terminated, truncated, boundary, episodes)
+
+    def state(self) -> EnvState:
+        """Where the environment stands, for ``restore``; two bytes per lane step."""
+        lengths = np.array([len(log) // 2 for log in self._logs], np.int64)
+        actions = np.frombuffer(b"".join(self._logs), np.int16)
+        return EnvState(self._seed, self._reseeds.copy(), lengths, actions)
+
+    def restore(self, state: EnvState) -> None:
+        """Continue from ``state``, exactly, in this or another process.
+
+        Takes as long as the emulators need for the recorded actions.
+        """
+        if state.lengths_steps.shape != (self.num_lanes,):
+            raise ValueError(
+                f"LaneEnv.restore: state must be of {self.num_lanes} lanes, "
+                f"got {len(state.lengths_steps)}"
+            )
+        starts = np.cumsum(state.lengths_steps) - state.lengths_steps
+        longest = int(state.lengths_steps.max())
+        # Lanes with fewer actions wait their turn, playing anything, and are then seeded.
+        waits = longest - state.lengths_steps
+        self._seed, self._reseeds = state.seed, state.reseeds.copy()
+        self._seed_lanes(np.ones(self.num_lanes, np.bool_))
+        for time in range(longest):
+            if time and (waits == time).any():
+                self._seed_lanes(waits == time)
+            index = np.maximum(starts + time - waits, 0)
+            action = np.where(time >= waits, state.actions[index], 0)
+            self._send(action.astype(np.int64))
+            self._receive()
+        if longest and (waits == longest).any():
+            self._seed_lanes(waits == longest)
+
+    def close(self) -> None:
+        """Free the emulators, after the step they may be in."""
+        if self._sent is not None and self._asynchronous:
+            self._env.recv()
+        self._sent = None
+        self._env.close()
+
+    def _checked(self, action: NDArray[Any]) -> NDArray[np.int64]:
+        if not self._seed:
+            raise RuntimeError("LaneEnv.step: reset must be called first")
+        action = np.asarray(action)
+        if action.shape != (self.num_lanes,):
+            raise ValueError(
+                f"LaneEnv.step: action must have shape [{self.num_lanes}], got {list(action.shape)}"
+            )
+        if not np.issubdtype(action.dtype, np.integer):
+            raise TypeError(f"LaneEnv.step: action must be integers, got {action.dtype}")
+        outside = (action < 0) | (action >= self.num_actions)
+        if outside.any():
+            lane = int(np.flatnonzero(outside)[0])
+            raise ValueError(
+                f"LaneEnv.step: action must be in [0, {self.num_actions}), "
+                f"got {int(action[lane])} in lane {lane}"
+            )
+        return action.astype(np.int64)
