@@ -8,6 +8,7 @@ activations are rounded to bfloat16 (to nearest, ties to even), as under torch's
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -19,14 +20,13 @@ from fastdistill._native import core
 # What standardises uint8 frames: mean and scale, [height, width], and the clipping limit.
 Statistics = tuple[Tensor, Tensor, float]
 
-# FASTDISTILL_CPU can ask for less than the CPU has.
-_available: bool = core.has_convolutions() and core.cpu_isa() == "avx512"
 _GROUP, _MAX_FILTERS = 16, 64
 
 
+@functools.cache
 def is_available() -> bool:
-    """Whether this CPU has the instructions (AVX512-BF16)."""
-    return _available
+    """Whether this CPU has the instructions (AVX512-BF16) and FASTDISTILL_CPU asks for no less."""
+    return core.has_convolutions() and core.cpu_isa() == "avx512"
 
 
 def is_traced() -> bool:
@@ -56,7 +56,7 @@ def fits(frame_shape: tuple[int, ...], channels: tuple[int, ...], layers: Any) -
         tiles = tiles and all(extent % stride == 0 for extent in extents)
         extents = [(extent - kernel) // stride + 1 for extent in extents]
     return (
-        _available
+        is_available()
         and tiles
         and all(0 < size <= _MAX_FILTERS and size % _GROUP == 0 for size in channels)
     )
