@@ -135,12 +135,17 @@ def make_gymnasium(env_id: str, num_lanes: int, **options: Any) -> LaneEnv:
 
 
 def make_env(
-    name: str, num_lanes: int, *, preset: str = "classic", training: bool = True
+    name: str,
+    num_lanes: int,
+    *,
+    preset: str = "classic",
+    training: bool = True,
+    num_threads: int = 0,
 ) -> LaneEnv:
     """Lanes of an Atari game (``"pong"``) or of a gymnasium id (``"CartPole-v1"``)."""
     if "-v" in name:
         return make_gymnasium(name, num_lanes)
-    return make_atari(name, num_lanes, preset=preset, training=training)
+    return make_atari(name, num_lanes, preset=preset, training=training, num_threads=num_threads)
 
 
 def observation_statistics(

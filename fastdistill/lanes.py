@@ -137,8 +137,6 @@ class LaneEnv:
         self._seed: tuple[int, ...] = ()
         self._reseeds = np.zeros(self.num_lanes, np.int64)
         self._logs = [bytearray() for _ in range(self.num_lanes)]
-        self._sent: NDArray[np.int64] | None = None
-        self._asynchronous = hasattr(env, "send") and hasattr(env, "recv")
         self._was_done = np.zeros(self.num_lanes, np.bool_)
         self._was_truncated = np.zeros(self.num_lanes, np.bool_)
         self._episode_frames = np.full(self.num_lanes, -1, np.int64)
@@ -154,16 +152,12 @@ class LaneEnv:
     def reset(self, seed: int | Sequence[int]) -> NDArray[Any]:
         """Start a new episode in every lane.
 
-        A step that was sent and not received is forgotten.
-
         Args:
             seed: Non-negative integer or integers; each lane's seed is drawn from them.
 
         Returns:
             The first observation, ``[lanes, *obs_shape]``.
         """
-        if self._sent is not None:
-            self._receive()
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
         self._reseeds[:] = 0
         self._seed_lanes(np.ones(self.num_lanes, np.bool_))
@@ -201,43 +195,18 @@ class LaneEnv:
             ValueError: Wrong shape or an action out of range (ALE would hang on it for ever).
             TypeError: Not integers.
         """
-        self.send(action)
-        return self.recv()
-
-    def send(self, action: NDArray[np.integer[Any]]) -> None:
-        """The first half of ``step``: where the engine has threads of its own, they set off.
-
-        Between ``send`` and ``recv`` only ``obs`` may be looked at (it is the one acted on).
-        """
-        checked = self._checked(action)
-        if self._sent is not None:
-            raise RuntimeError("LaneEnv.send: recv must be called first")
-        self._send(checked)
-
-    def recv(self) -> Step:
-        """The second half of ``step``: wait for the engine, and take what it brought."""
-        step = self._receive()
+        step = self._advance(self._checked(action))
         stale = np.array([len(log) > 2 * RESEED_STEPS for log in self._logs])
         if (stale & step.boundary).any():
             self._reseeds += stale & step.boundary
             self._seed_lanes(stale & step.boundary)
         return step
 
-    def _send(self, action: NDArray[np.int64]) -> None:
+    def _advance(self, action: NDArray[np.int64]) -> Step:
         for log, word in zip(self._logs, action.astype(np.int16), strict=True):
             log += word.tobytes()
-        self._sent = action
-        if self._asynchronous:
-            self._env.send(action)
-
-    def _receive(self) -> Step:
-        if self._sent is None:
-            raise RuntimeError("LaneEnv.recv: send must be called first")
-        action, self._sent = self._sent, None
         frame = self.obs if self.stack == 1 else np.ascontiguousarray(self.obs[:, -1])
-        obs, reward, terminated, truncated, info = (
-            self._env.recv() if self._asynchronous else self._env.step(action)
-        )
+        obs, reward, terminated, truncated, info = self._env.step(action)
         boundary = self._was_done
         if "episode_frame_number" in info:
             # A lost life reads terminated too, but there the game's own clock goes on.
@@ -290,16 +259,12 @@ class LaneEnv:
                 self._seed_lanes(waits == time)
             index = np.maximum(starts + time - waits, 0)
             action = np.where(time >= waits, state.actions[index], 0)
-            self._send(action.astype(np.int64))
-            self._receive()
+            self._advance(action.astype(np.int64))
         if longest and (waits == longest).any():
             self._seed_lanes(waits == longest)
 
     def close(self) -> None:
-        """Free the emulators, after the step they may be in."""
-        if self._sent is not None and self._asynchronous:
-            self._env.recv()
-        self._sent = None
+        """Free the emulators."""
         self._env.close()
 
     def _checked(self, action: NDArray[Any]) -> NDArray[np.int64]:

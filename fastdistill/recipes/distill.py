@@ -12,6 +12,7 @@ Source: Rusu et al. 2015, Policy Distillation; what differs is in docs/deviation
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,11 @@ def train(
         raise ValueError("distill: game must be given, the teacher does not name one")
     keep_freed_memory()
     seed_torch(config.seed, deterministic=config.deterministic)
-    env = make_env(game, config.num_lanes, preset=config.preset, training=False)
+    # A thread per core: here the emulators take longer than the students, unlike in teaching.
+    threads = os.cpu_count() or 1
+    env = make_env(
+        game, config.num_lanes, preset=config.preset, training=False, num_threads=threads
+    )
     with closing(env), closing(_scoring_env(config, game)) as scoring_env:
         teacher.check(env)
         if not resume:  # only now, so that a teacher that does not fit leaves nothing behind

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastdistill.checkpoints import TrainingCheckpoints
 from fastdistill.costs import describe_machine
@@ -61,7 +62,6 @@ class Distillation:
         at: How far it is.
         temperature: Of the sharpened teacher; 0 until an automatic one is fitted.
         drivers: ``[lanes]``, the student at the wheel of each lane; -1 is the teacher.
-        labels: ``[lanes, actions]``, the teacher's view of the observations acted on.
     """
 
     def __init__(
@@ -95,7 +95,6 @@ class Distillation:
         self.checkpoints = TrainingCheckpoints(config.run_dir / "checkpoints")
         self.temperature = 0.0 if config.temperature == "auto" else float(config.temperature)
         self.drivers = np.full(config.num_lanes, -1, np.int64)  # -1 is the teacher
-        self.labels = np.zeros((config.num_lanes, env.num_actions), np.float32)
 
     @property
     def training_seconds(self) -> float:
@@ -123,13 +122,12 @@ class Distillation:
             ) as progress,
         ):
             while self.fraction < 1.0 and not stop.requested:
-                self.act()  # the emulators set off
+                self.play()
                 before = at.updates
                 while at.updates + 1 <= self._updates_due() and self.fraction < 1.0:
                     losses = self.learn()
                     note = f"loss {losses[0]:.3f}" if len(losses) < 2 else ""
                     progress.update(at.updates, at.recent, note)
-                self.observe()
                 if self.fraction < 1.0:
                     if at.updates // config.log_every_updates > before // config.log_every_updates:
                         writer.write(at.step, self.metrics())
@@ -152,8 +150,8 @@ class Distillation:
         config = self.config
         return (self.at.step - config.learning_starts_steps) / config.steps_per_update
 
-    def act(self) -> None:
-        """Label every lane's observation, choose its action, and send the emulators off."""
+    def play(self) -> None:
+        """One step of every lane, by whoever drives it, into the replay with the teacher's view."""
         config, env, at = self.config, self.env, self.at
         if config.driver != "teacher" and at.step // config.num_lanes % _DRIVER_STEPS == 0:
             share = 1.0 if config.driver == "student" else self.fraction
@@ -165,17 +163,15 @@ class Distillation:
         # Before its first update a student has no input statistics, and nothing to say.
         for index in np.unique(self.drivers[self.drivers >= 0]) if at.updates else ():
             lanes = np.flatnonzero(self.drivers == index)
-            with torch.inference_mode():
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16),
+            ):
                 logits = self.students[index].network(obs[torch.from_numpy(lanes)])
             greedy[lanes] = logits.argmax(dim=1).cpu().numpy()
-        env.send(epsilon_greedy(greedy, config.epsilon, env.num_actions, at.rng))
-        self.labels = labels.cpu().numpy()
+        action = epsilon_greedy(greedy, config.epsilon, env.num_actions, at.rng)
         at.lap("act")
-
-    def observe(self) -> None:
-        """What the step brought goes into the replay, with the teacher's view of its beginning."""
-        at = self.at
-        step = self.env.recv()
+        step = env.step(action)
         at.add_episodes(step.episodes)
         at.lap("env")
         self.replay.append(
@@ -185,22 +181,31 @@ class Distillation:
             step.terminated,
             step.truncated,
             boundary=step.boundary,
-            teacher_logits=self.labels,
+            teacher_logits=labels.cpu().numpy(),
         )
-        at.step += self.config.num_lanes
+        at.step += config.num_lanes
         at.lap("replay")
 
     def measure_inputs(self) -> None:
         """Take the students' input statistics, and an automatic temperature, from the replay."""
-        batches = [self.replay.sample(_STATISTICS_ROWS) for _ in range(_STATISTICS_BATCHES)]
+        # In sums of batches: all of it as float64 would be a gigabyte.
+        labels: list[Tensor] = []
+        total = squares = torch.zeros(())
+        count = 0
+        for _ in range(_STATISTICS_BATCHES):
+            batch = self.replay.sample(_STATISTICS_ROWS)
+            labels.append(batch.columns["teacher_logits"].clone())
+            rows = batch.obs[:, -1] if self.env.stack > 1 else batch.obs
+            rows = rows.flatten(0, -3) if len(self.env.obs_shape) == 3 else rows
+            rows = rows.double()
+            total, squares = total + rows.sum(0), squares + (rows * rows).sum(0)
+            count += len(rows)
         if self.temperature == 0.0:
-            labels = torch.cat([batch.columns["teacher_logits"] for batch in batches])
-            self.temperature = auto_temperature(labels)
-        obs = torch.cat([batch.obs for batch in batches]).double()
-        over = (0, 1) if obs.dim() == 4 else (0,)
-        mean, std = obs.mean(over).float(), obs.std(over, correction=0).float()
+            self.temperature = auto_temperature(torch.cat(labels))
+        mean = total / count
+        std = (squares / count - mean * mean).clamp_min(0).sqrt()
         for student in self.students:
-            student.network.set_obs_statistics(mean, std)
+            student.network.set_obs_statistics(mean.float(), std.float())
 
     def learn(self) -> list[float]:
         """One update of every student, all from the same batch; returns their losses."""

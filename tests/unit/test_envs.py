@@ -399,33 +399,3 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setattr(envs.importlib, "import_module", absent)
     with pytest.raises(ImportError, match="pip install 'ale-py"):
         make_atari("pong", 1)
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: make_atari("pong", 2), lambda: make_env("CartPole-v1", 2)]
-)
-def test_send_and_recv_are_the_halves_of_step(make):
-    whole, halves = make(), make()
-    action = np.array([1, 0])
-    for env in (whole, halves):
-        env.reset(3)
-    for _ in range(30):
-        expected = whole.step(action)
-        before = halves.obs.copy()
-        halves.send(action)
-        assert np.array_equal(halves.obs, before)
-        got = halves.recv()
-        for name in ("frame", "action", "reward", "terminated", "truncated", "boundary"):
-            assert np.array_equal(getattr(expected, name), getattr(got, name)), name
-        assert np.array_equal(whole.obs, halves.obs)
-    with pytest.raises(RuntimeError, match=r"LaneEnv.recv: send must be called first"):
-        halves.recv()
-    halves.send(action)
-    with pytest.raises(RuntimeError, match=r"LaneEnv.send: recv must be called first"):
-        halves.send(action)
-    halves.reset(3)  # forgets the step under way
-    whole.reset(3)
-    assert np.array_equal(whole.step(action).frame, halves.step(action).frame)
-    halves.send(action)
-    halves.close()  # waits for it
-    whole.close()
