@@ -61,8 +61,8 @@ void product_tile(const Product& args, int64_t first) {
     for (int64_t i = begin; i < end; i += 2) {
       __m512i w[kGroups];
 #pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) w[g] = _mm512_loadu_si512(weight + g * 2 * kFilterGroup);
-      weight += kGroups * 2 * kFilterGroup;
+      for (int g = 0; g < kGroups; ++g) w[g] = _mm512_loadu_si512(weight + kFilterGroup * 2 * g);
+      weight += kFilterGroup * 2 * kGroups;
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
         const __m512i x = broadcast_pair(input[p] + i);
@@ -129,7 +129,7 @@ void weight_tile(const WeightGradient& args, int64_t run, int64_t first, int64_t
     const __m512i x1 = interleave_high(a, b);
 #pragma GCC unroll 8
     for (int f = 0; f < kFilters; ++f) {
-      const __m512i g = broadcast_pair(gradient + 2 * f);
+      const __m512i g = broadcast_pair(gradient + int64_t{2} * f);
       sum[f][0] = multiply_pairs(sum[f][0], x0, g);
       sum[f][1] = multiply_pairs(sum[f][1], x1, g);
     }
