@@ -109,6 +109,7 @@ def our_steps_per_second(game: str, seconds: float, **options: object) -> dict[s
                 game=game,
                 total_steps=4000 + guess,
                 learning_starts_steps=WARM_UP,
+                samples_per_step=BATCH / TRAIN_EVERY,
                 replay_capacity=20_000,
                 epsilon_steps=1,
                 epsilon_end=0.1,

@@ -367,6 +367,7 @@ def evaluate_teacher(
     game: str,
     *,
     episodes: int,
+    epsilon: float,
     preset: str,
     seed: int,
     device: torch.device,
@@ -378,7 +379,13 @@ def evaluate_teacher(
     """
     network, card = load_network(run_dir / "teacher")
     record = evaluate(
-        network.to(device), game, episodes=episodes, preset=preset, seed=seed, device=device
+        network.to(device),
+        game,
+        episodes=episodes,
+        epsilon=epsilon,
+        preset=preset,
+        seed=seed,
+        device=device,
     )
     summary = asdict(summarize(record.returns, game))
     score = {**record.to_json(), "summary": summary}

@@ -77,11 +77,11 @@ class DqnConfig:
     """Games played at once."""
     learning_starts_steps: int = 10_000
     """Random steps before the first update."""
-    samples_per_step: float = 8.0
+    samples_per_step: float = 4.0
     """Rows learned from per row played; CleanRL's and the paper's 32 every 4 steps are 8."""
     batch_size: int = 64
     """Rows per update."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 2.5e-4
     """Of Adam."""
     adam_epsilon: float = 1.5e-4
     """Of Adam; large, as in Rainbow."""
@@ -93,7 +93,7 @@ class DqnConfig:
     """Steps of reward before the bootstrap."""
     clip_rewards: bool = True
     """Learn from the sign of the rewards (reports stay raw)."""
-    target_update_updates: int = 500
+    target_update_updates: int = 250
     """Updates between copies of the network into the target network."""
     replay_capacity: int = 250_000
     """Rows kept; an Atari row takes 7.2 KB."""
@@ -109,7 +109,9 @@ class DqnConfig:
     """Convolutions in bfloat16; the head is float32 always."""
     evaluation_episodes: int = 30
     """Full episodes played with the finished teacher; 0 for none."""
-    checkpoint_every_steps: int = 100_000
+    evaluation_epsilon: float = 0.01
+    """Share of random actions in them."""
+    checkpoint_every_steps: int = 250_000
     """Agent steps between checkpoints."""
     log_every_steps: int = 5_000
     """Agent steps between metric records."""
@@ -133,7 +135,13 @@ class DqnConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"DqnConfig: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("discount", "epsilon_end", "priority_exponent", "importance_exponent"):
+        for name in (
+            "discount",
+            "epsilon_end",
+            "evaluation_epsilon",
+            "priority_exponent",
+            "importance_exponent",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"DqnConfig: {name} must be in [0, 1], got {getattr(self, name)}")
         if self.samples_per_step <= 0:
@@ -245,6 +253,7 @@ def train(config: DqnConfig, *, resume: bool = False) -> TeacherResult:
                 config.run_dir,
                 config.game,
                 episodes=config.evaluation_episodes,
+                epsilon=config.evaluation_epsilon,
                 preset=config.preset,
                 seed=config.seed,
                 device=device,

@@ -62,7 +62,7 @@ class PqnConfig:
     """classic (no sticky actions) or machado (sticky actions)."""
     size: str = "100%"
     """Network, by its share of the paper's parameters: 100%, 25%, 7% or 4%."""
-    total_steps: int = 4_000_000
+    total_steps: int = 3_000_000
     """Agent steps, all lanes together; the schedules end there."""
     stop_at_return: float | None = None
     """End early once the mean of the last 50 training episodes reaches this."""
@@ -94,6 +94,8 @@ class PqnConfig:
     """Convolutions in bfloat16; the head is float32 always."""
     evaluation_episodes: int = 30
     """Full episodes played with the finished teacher; 0 for none."""
+    evaluation_epsilon: float = 0.01
+    """Share of random actions in them."""
     checkpoint_every_steps: int = 200_000
     """Agent steps between checkpoints."""
     log_every_steps: int = 10_000
@@ -118,7 +120,7 @@ class PqnConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"PqnConfig: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("discount", "trace_decay", "epsilon_end"):
+        for name in ("discount", "trace_decay", "epsilon_end", "evaluation_epsilon"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"PqnConfig: {name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 < self.epsilon_fraction <= 1:
@@ -204,6 +206,7 @@ def train(config: PqnConfig, *, resume: bool = False) -> TeacherResult:
                 config.run_dir,
                 config.game,
                 episodes=config.evaluation_episodes,
+                epsilon=config.evaluation_epsilon,
                 preset=config.preset,
                 seed=config.seed,
                 device=device,
