@@ -42,7 +42,7 @@ class DistillConfig:
     """At first; it falls linearly to 0."""
     batch_size: int = 64
     """States per update."""
-    total_updates: int = 6_000
+    total_updates: int = 10_000
     """Updates of every student; the schedules end there."""
     max_seconds: float | None = None
     """End training early after this long (scoring apart); the schedules end there, too."""
@@ -58,14 +58,14 @@ class DistillConfig:
     """Share of random actions in the play."""
     bfloat16: bool = True
     """The students' convolutions in bfloat16; labels and heads are float32 always."""
-    score_every_updates: int = 1_500
+    score_every_updates: int = 2_500
     """Updates between scorings of the students; the best is kept."""
     score_episodes: int = 10
     """Full episodes per scoring; 0 keeps the last weights instead of the best."""
     evaluation_episodes: int = 30
     """Full episodes of teacher and students at the end, none of which chose a student; 0 for none.
     """
-    checkpoint_every_updates: int = 1_500
+    checkpoint_every_updates: int = 2_500
     """Updates between checkpoints."""
     log_every_updates: int = 100
     """Updates between metric records."""
