@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fastdistill.envs import PRESETS
@@ -87,6 +88,20 @@ class DistillConfig:
     def sizes(self) -> tuple[str, ...]:
         """``student``, taken apart; ``7`` means ``7%``."""
         return tuple(name.strip().rstrip("%") + "%" for name in self.student.split(","))
+
+    def command(self) -> str:
+        """The command line that says the same."""
+        words = ["fastdistill distill"]
+        for option in fields(self):
+            value = getattr(self, option.name)
+            flag = option.name.replace("_", "-")
+            if value == option.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words.append(f"--{flag} {shlex.quote(str(value))}")
+        return " ".join(words)
 
     def __post_init__(self) -> None:
         for name, values, allowed in (

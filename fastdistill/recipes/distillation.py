@@ -365,6 +365,7 @@ class Distillation:
             "training_seconds": self.training_seconds,
             "updates": self.at.updates,
             "machine": describe_machine(),
+            "commands": [config.command()],
             "teacher": teacher,
             "students": entries[1:],
         }

@@ -207,7 +207,7 @@ def _row(results: Results, player: Player, style: LineStyle | None) -> str:
         "Score": _interval(player.score, number),
         "Of the teacher’s level": relative,
         "Parameters": _parameters(results, player),
-        "Multiply-adds": _flops(player.flops),
+        "FLOPs": _flops(player.flops),
         "Latency, batch\u00a01": _latency(player.latency_seconds["1"]),
         "Latency, batch\u00a01,024": _latency(player.latency_seconds["1024"]),
     }
@@ -265,8 +265,8 @@ def _small(html: str) -> str:
 
 def _table_note(results: Results) -> str:
     note = "Small print: 95% bootstrap intervals, and the share of the teacher’s parameters. Level "
-    note += "is (score − random play) / (teacher’s score − random play). Multiply-adds and latency "
-    note += "are of one forward pass, multiply-adds for one observation."
+    note += "is (score − random play) / (teacher’s score − random play). FLOPs and latency "
+    note += "are of one forward pass, FLOPs for one observation (two per multiply-add)."
     if any(len(player.names) > 1 for player in results.students):
         note += " Intervals over several seeds resample the seeds, then their episodes."
     return note

@@ -47,7 +47,7 @@ class Player:
         names: Of its runs, one per seed.
         seeds: Of training, where recorded.
         parameters: Trainable scalars.
-        flops: Multiply-adds of one observation's forward pass.
+        flops: Two per multiply-add, of one observation's forward pass.
         returns: Raw score of each episode, one list per seed; finite.
         score: Mean with 95% interval, None if not measured.
         percent: Of the teacher, on the (score - random) scale, likewise.
@@ -267,7 +267,7 @@ def _mean_over_seeds(returns: Sequence[Sequence[float]]) -> float:
 def _curve(records: list[dict[str, Any]], keys: list[str]) -> Curve | None:
     points = []
     for record in records:
-        seconds = _number(record.get("time/wall_seconds"))
+        seconds = _number(record.get("time/training_seconds"))
         values = [value for key in keys if (value := _number(record.get(key))) is not None]
         if seconds is not None and values:
             points.append((seconds, sum(values) / len(values), min(values), max(values)))

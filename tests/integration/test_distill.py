@@ -312,6 +312,14 @@ def test_options_out_of_range_are_refused(options, message):
         DistillConfig(**options)
 
 
+def test_a_run_names_the_command_that_makes_it():
+    config = DistillConfig(run_dir=Path("runs/my run"), loss="kl,nll", seeds=3, bfloat16=False)
+    assert config.command() == (
+        "fastdistill distill --run-dir 'runs/my run' --loss kl,nll --seeds 3 --no-bfloat16"
+    )
+    assert DistillConfig().command() == "fastdistill distill"
+
+
 def test_an_automatic_temperature_halves_the_teachers_entropy(tmp_path):
     from fastdistill.recipes.students import auto_temperature
 

@@ -175,11 +175,11 @@ def test_curves_are_means_over_seeds_with_their_extremes(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     del records[0]["students/kl-7-1/kl"]  # measured for two of three
     records[1]["students/kl-7-2/kl"] = math.nan
-    del records[2]["time/wall_seconds"]
+    del records[2]["time/training_seconds"]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     curve = read_results(tmp_path).students[0].curves["kl"]
-    kept = [record for record in records if "time/wall_seconds" in record]
-    assert curve.seconds.tolist() == [record["time/wall_seconds"] for record in kept]
+    kept = [record for record in records if "time/training_seconds" in record]
+    assert curve.seconds.tolist() == [record["time/training_seconds"] for record in kept]
     for index, record in enumerate(kept):
         values = [record.get(f"students/kl-7-{seed}/kl", math.nan) for seed in range(3)]
         values = [value for value in values if not math.isnan(value)]
