@@ -2,12 +2,11 @@
 """Learning curves of teacher runs, and the scores of the teachers they left.
 
 Reads run directories of `fastdistill teacher dqn` and `teacher pqn`, plays 30 full episodes with
-each teacher at each epsilon, and writes benchmarks/results/teachers_GAME.json and the figure
-docs/images/teachers_GAME.png.
+each teacher at each epsilon, and writes benchmarks/results/teachers_GAME.json (runs of other recipes
+in it are kept) and the figure docs/images/teachers_GAME.png.
 
-    fastdistill teacher dqn --run-dir runs/dqn --samples-per-step 4 --learning-rate 2.5e-4 \
-        --target-update-updates 250
-    fastdistill teacher pqn --run-dir runs/pqn --total-steps 3000000
+    OMP_NUM_THREADS=1 fastdistill teacher dqn --run-dir runs/dqn --stop-at-return 18.8
+    OMP_NUM_THREADS=1 fastdistill teacher pqn --run-dir runs/pqn --stop-at-return 19
     python benchmarks/teacher_curves.py runs/dqn runs/pqn
 """
 
@@ -109,6 +108,8 @@ def main() -> None:
             {
                 "recipe": stored["recipe"],
                 "config": stored["config"],
+                "note": arguments.note,
+                "machine": machine.describe(),
                 "reached_18": reached,
                 "evaluations": [
                     judge(run_dir, stored["config"]["game"], epsilon) for epsilon in (0.05, 0.01)
@@ -120,14 +121,12 @@ def main() -> None:
             mean = entry["summary"]["mean"]
             print(stored["recipe"], f"epsilon {entry['epsilon']}", f"mean {mean['value']:.2f}")
     game = runs[0]["config"]["game"]
-    result = {
-        "benchmark": "teacher_curves",
-        "game": game,
-        "note": arguments.note,
-        "machine": machine.describe(),
-        "runs": runs,
-    }
-    (HERE / "results" / f"teachers_{game}.json").write_text(json.dumps(result, indent=1) + "\n")
+    path = HERE / "results" / f"teachers_{game}.json"
+    kept = json.loads(path.read_text())["runs"] if path.exists() else []
+    fresh = {run["recipe"] for run in runs}
+    runs += [run for run in kept if run["recipe"] not in fresh]
+    result = {"benchmark": "teacher_curves", "game": game, "runs": runs}
+    path.write_text(json.dumps(result, indent=1) + "\n")
     draw(result, HERE.parent / "docs" / "images" / f"teachers_{game}.png")
 
 
