@@ -2,8 +2,8 @@
 """Learning curves of teacher runs, and the scores of the teachers they left.
 
 Reads run directories of `fastdistill teacher dqn` and `teacher pqn`, plays 30 full episodes with
-each teacher at each epsilon, and writes benchmarks/results/teachers_GAME.json (runs of other recipes
-in it are kept) and the figure docs/images/teachers_GAME.png.
+each teacher at each epsilon, and writes benchmarks/results/teachers_GAME.json (runs of other
+recipes in it are kept) and the figure docs/images/teachers_GAME.png.
 
     OMP_NUM_THREADS=1 fastdistill teacher dqn --run-dir runs/dqn --stop-at-return 18.8
     OMP_NUM_THREADS=1 fastdistill teacher pqn --run-dir runs/pqn --stop-at-return 19
