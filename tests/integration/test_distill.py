@@ -204,7 +204,7 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path):
     process = start(run_dir)
     wait_for(lambda: len(list((run_dir / "checkpoints").glob("step_*.json"))) == 2, process)
     process.kill()
-    process.wait()
+    process.communicate()
     before = learned(run_dir)
     again = start(run_dir, "--resume")
     _, card = TrainingCheckpoints(run_dir / "checkpoints").latest()
