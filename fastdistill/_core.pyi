@@ -77,7 +77,7 @@ def convolve_backward(
     grad_bias: Tensor,
     /,
 ) -> None:
-    """Its gradients, written into the last three arguments; output is None without relu."""
+    """Its gradients, written into the last three arguments."""
 
 # ---- replay ----
 

@@ -12,7 +12,7 @@ import pytest
 from ale_py import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
-from fastdistill import envs
+from fastdistill import envs, lanes
 from fastdistill.envs import make_atari, make_env, make_gymnasium, observation_statistics
 from fastdistill.lanes import LaneEnv
 
@@ -266,7 +266,7 @@ def test_state_and_restore_continue_the_very_same_game():
 
 def test_restore_is_exact_across_reseeded_lanes_and_lost_lives(monkeypatch):
     # Short of 10,000 steps nothing would be seeded anew; 120 lets every lane be, at its own time.
-    monkeypatch.setattr(envs, "RESEED_STEPS", 120)
+    monkeypatch.setattr(lanes, "RESEED_STEPS", 120)
     env, other = (make_atari("breakout", 3, preset="machado") for _ in range(2))
     rng = np.random.default_rng(5)
     env.reset((7, 2))
@@ -288,7 +288,7 @@ def test_restore_is_exact_across_reseeded_lanes_and_lost_lives(monkeypatch):
 
 
 def test_reseeding_keeps_logs_short_and_episodes_whole(monkeypatch):
-    monkeypatch.setattr(envs, "RESEED_STEPS", 50)
+    monkeypatch.setattr(lanes, "RESEED_STEPS", 50)
     env = make_env("CartPole-v1", 4)
     records, _ = play(env, 3000)
     played = sum(episode.length_steps for record in records for episode in record.episodes)
