@@ -152,7 +152,7 @@ double rows_across_lanes(const DistillArgs& args, int64_t begin, int64_t end, vo
 template <class M, LossKind kind>
 double rows_of_kind(const DistillArgs& args, int64_t begin, int64_t end, void* memory) {
   if (args.actions > kMaxLaneActions) return rows_across_lanes<M, kind>(args, begin, end, memory);
-  // Atari's common action sets: loops of a known length take a sixth less time.
+  // Atari's common action sets: loops of a known length take 10 to 15% less time.
   if constexpr (sizeof(typename M::Real) == sizeof(float)) {
     if (args.actions == 18) return rows_per_lane<M, kind, 18>(args, begin, end);
     if (args.actions == 6) return rows_per_lane<M, kind, 6>(args, begin, end);
