@@ -96,7 +96,7 @@ def evaluate(
 
 
 def teacher_pqn(config: teacher_pqn_recipe.PqnConfig, resume: bool = False) -> int:
-    """Train a teacher by parallel Q-learning: no replay, the quickest.
+    """Train a teacher by parallel Q-learning: many lanes, lambda-returns, no replay.
 
     Args:
         config: The recipe's configuration.

@@ -54,8 +54,7 @@ def distill_kl(
         student_temperature: Divides the student's logits; in [1e-8, 1e8]. 1 is the paper's form;
             set it to `temperature` and multiply by its square for the form of Hinton et al. (2015).
         action_mask: bool [actions] or [batch, actions], True where an action is allowed. Others
-        have
-            probability 0 on both sides and gradient 0. A logit of -inf masks its own side.
+            have probability 0 on both sides and gradient 0. A logit of -inf masks its own side.
         weight: [batch], multiplies each row's loss; a weight of 0 silences its row even if it holds
             NaN. It does not enter the divisor of the mean; must not require grad.
         reduction: "batchmean" (sum / batch), "mean" (sum / (batch * actions), as torch's kl_div),

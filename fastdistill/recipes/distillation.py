@@ -50,7 +50,7 @@ _DRIVER_STEPS = 64
 # Observations that the input's mean and deviation, and an automatic temperature, are taken from.
 _STATISTICS_BATCHES, _STATISTICS_ROWS = 16, 256
 
-# Second word of the scoring episodes' seed: neither training nor evaluation plays them.
+# Added to the run's seed for the scoring episodes: the evaluation plays others.
 _SCORING_SEED = 1_000_000
 
 
@@ -112,10 +112,10 @@ class Distillation:
     def train(self, scoring_env: LaneEnv, stop: StopRequest) -> bool:
         """Play and learn to the end, or until told to stop; True at the end."""
         config, at = self.config, self.at
-        resume_step = at.step if at.step else None
         with (
+            # A run that begins again, for want of a checkpoint, drops its records of before.
             closing(
-                RunWriter(config.run_dir, tensorboard=config.tensorboard, resume_step=resume_step)
+                RunWriter(config.run_dir, tensorboard=config.tensorboard, resume_step=at.step)
             ) as writer,
             closing(
                 Progress(config.total_updates, start_step=at.updates, unit="updates")
@@ -369,7 +369,10 @@ class Distillation:
             "teacher": teacher,
             "students": entries[1:],
         }
-        path = config.run_dir / "evaluation.json"
-        path.write_text(json.dumps(record, indent=2) + "\n")
         publish_student(config.run_dir, self.students[0])
+        # Last and at once: this file says that the run is finished.
+        path = config.run_dir / "evaluation.json"
+        temporary = path.with_name(".evaluation.json.tmp")
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.replace(path)
         return record

@@ -328,7 +328,9 @@ def judge(
     if env.name in HUMAN_SCORES:
         random = HUMAN_SCORES[env.name][0]
     else:
-        random = evaluate_env(teacher, env, episodes=episodes, epsilon=1.0, seed=seed).mean
+        random = evaluate_env(
+            teacher, env, episodes=episodes, epsilon=1.0, seed=seed, device=device
+        ).mean
     yield (
         "teacher",
         {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parallel Q-learning (Gallici et al. 2024): the quickest way to a teacher, without a replay.
+"""Parallel Q-learning (Gallici et al. 2024): a teacher without a replay.
 
 Many lanes play a short rollout; lambda-returns are computed backwards through it; a few epochs of
 minibatches regress the Q-values on them; the rollout is thrown away. Layer normalisation stands in
