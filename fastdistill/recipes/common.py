@@ -249,7 +249,8 @@ def seed_torch(seed: int, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # else 2 s of imports
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def clip_gradients(network: QNetwork, max_norm: float) -> Tensor:
