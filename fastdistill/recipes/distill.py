@@ -12,8 +12,9 @@ Source: Rusu et al. 2015, Policy Distillation; what differs is in docs/deviation
 
 from __future__ import annotations
 
+import functools
 import os
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,12 @@ def train(
     env = make_env(
         game, config.num_lanes, preset=config.preset, training=False, num_threads=threads
     )
-    with closing(env), closing(_scoring_env(config, game)) as scoring_env:
+    with closing(env), ExitStack() as opened:
+
+        @functools.cache
+        def scoring_env() -> LaneEnv:  # half a second to make: only if it is wanted
+            return opened.enter_context(closing(_scoring_env(config, game)))
+
         teacher.check(env)
         if not resume:  # only now, so that a teacher that does not fit leaves nothing behind
             open_run(config.run_dir, "distill", config, resume=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -109,7 +110,7 @@ class Distillation:
             fraction = max(fraction, self.training_seconds / self.config.max_seconds)
         return min(fraction, 1.0)
 
-    def train(self, scoring_env: LaneEnv, stop: StopRequest) -> bool:
+    def train(self, scoring_env: Callable[[], LaneEnv], stop: StopRequest) -> bool:
         """Play and learn to the end, or until told to stop; True at the end."""
         config, at = self.config, self.at
         with (
@@ -163,11 +164,12 @@ class Distillation:
         # Before its first update a student has no input statistics, and nothing to say.
         for index in np.unique(self.drivers[self.drivers >= 0]) if at.updates else ():
             lanes = np.flatnonzero(self.drivers == index)
+            seen = obs if len(lanes) == len(obs) else obs[torch.from_numpy(lanes)]
             with (
                 torch.inference_mode(),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16),
             ):
-                logits = self.students[index].network(obs[torch.from_numpy(lanes)])
+                logits = self.students[index].network(seen)
             greedy[lanes] = logits.argmax(dim=1).cpu().numpy()
         action = epsilon_greedy(greedy, config.epsilon, env.num_actions, at.rng)
         at.lap("act")
@@ -197,8 +199,9 @@ class Distillation:
             labels.append(batch.columns["teacher_logits"].clone())
             rows = batch.obs[:, -1] if self.env.stack > 1 else batch.obs
             rows = rows.flatten(0, -3) if len(self.env.obs_shape) == 3 else rows
-            rows = rows.double()
-            total, squares = total + rows.sum(0), squares + (rows * rows).sum(0)
+            # In float32 the sum of 256 squared bytes is still exact, and twice as quick.
+            rows = rows.float() if rows.dtype == torch.uint8 else rows.double()
+            total, squares = total + rows.sum(0).double(), squares + (rows * rows).sum(0).double()
             count += len(rows)
         if self.temperature == 0.0:
             self.temperature = auto_temperature(torch.cat(labels))
@@ -246,7 +249,7 @@ class Distillation:
             values[f"students/{student.name}/loss"] = student.take_mean_loss()
         return values
 
-    def score(self, env: LaneEnv) -> dict[str, float]:
+    def score(self, scoring_env: Callable[[], LaneEnv]) -> dict[str, float]:
         """Play with every student, save those that are better than ever before."""
         values = {"time/training_seconds": self.training_seconds}
         for student in self.students:
@@ -256,7 +259,7 @@ class Distillation:
             score = score_student(
                 student.network,
                 self.teacher,
-                env,
+                scoring_env(),
                 episodes=self.config.score_episodes,
                 seed=_SCORING_SEED + self.config.seed,
                 temperature=self.temperature,
@@ -333,11 +336,12 @@ class Distillation:
         if card["replay"] is not None:
             self.replay.load(self.checkpoints.directory / card["replay"])
 
-    def evaluate(self, env: LaneEnv) -> dict[str, Any]:
+    def evaluate(self, scoring_env: Callable[[], LaneEnv]) -> dict[str, Any]:
         """Teacher and students over fresh episodes; writes and returns ``evaluation.json``."""
         config = self.config
         if config.evaluation_episodes == 0:
             return {}
+        env = scoring_env()
         entries = []
         for name, entry in judge(
             config.run_dir,
