@@ -36,6 +36,9 @@ Config = TypeVar("Config")
 # Second words of the seeds' entropy; 1 belongs to evaluation.
 TRAINING_STREAM, STATISTICS_STREAM, ACTING_STREAM, LEARNING_STREAM = 2, 3, 4, 5
 
+# Added to a run's seed for the episodes that choose a network: its evaluation plays others.
+SCORING_SEED = 1_000_000
+
 # Exit status of a run that was told to stop and has left a checkpoint (EX_TEMPFAIL).
 STOPPED_STATUS = 75
 
@@ -135,7 +138,7 @@ class TrainingState:
     Attributes:
         step: Agent steps taken, all lanes together.
         updates: Gradient updates made.
-        best_return: Best recent mean of training returns that a teacher was saved at.
+        best_score: Best score that a teacher was saved at; None before the first.
         recent: Returns of the last 50 episodes.
         episodes: Episodes finished.
         rng: Random numbers of acting (and, in PQN, of minibatches).
@@ -145,7 +148,7 @@ class TrainingState:
     def __init__(self, seed: int) -> None:
         self.step = 0
         self.updates = 0
-        self.best_return = float("-inf")
+        self.best_score: float | None = None
         self.recent: deque[float] = deque(maxlen=50)
         self.episodes = 0
         self.rng = np.random.default_rng((seed, ACTING_STREAM))
@@ -204,7 +207,7 @@ class TrainingState:
         return {
             "step": self.step,
             "updates": self.updates,
-            "best_return": None if self.best_return == float("-inf") else self.best_return,
+            "best_score": self.best_score,
             "recent_returns": list(self.recent),
             "episodes": self.episodes,
             "rng": self.rng.bit_generator.state,
@@ -216,7 +219,7 @@ class TrainingState:
         """The reverse of ``card``."""
         self.step = self._recorded_step = card["step"]
         self.updates = card["updates"]
-        self.best_return = float("-inf") if card["best_return"] is None else card["best_return"]
+        self.best_score = card["best_score"]
         self.recent.extend(card["recent_returns"])
         self.episodes = card["episodes"]
         self.rng.bit_generator.state = card["rng"]
@@ -337,18 +340,45 @@ def restore_network(network: QNetwork, tensors: dict[str, Tensor], prefix: str =
     )
 
 
-def save_best(run_dir: Path, network: QNetwork, env: LaneEnv, at: TrainingState) -> None:
-    """Write ``run_dir/teacher.json`` if the recent training returns are the best so far.
+def save_best(
+    run_dir: Path,
+    network: QNetwork,
+    env: LaneEnv,
+    at: TrainingState,
+    *,
+    episodes: int,
+    epsilon: float,
+    seed: int,
+) -> None:
+    """Write ``run_dir/teacher.json`` if the network plays better than every one saved before.
 
-    Before there are 20 returns any network counts as the best.
+    Training returns come from a policy that moved meanwhile: they say little of the network at
+    hand. Ties go to the later one.
+
+    Args:
+        run_dir: Of the run.
+        network: To be judged and saved.
+        env: Of the training; the games are played in another of its name and preset.
+        at: Keeps the best score.
+        episodes: Full episodes to judge by; 0 saves without judging.
+        epsilon: Share of random actions in them.
+        seed: Of the run; the episodes are not those of its evaluation.
     """
-    recent = at.recent_return
-    if recent is None and at.best_return > float("-inf"):
-        return
-    if recent is not None:
-        if recent < at.best_return:
+    score = None
+    if episodes:
+        played = evaluate(
+            network,
+            env.name,
+            episodes=episodes,
+            epsilon=epsilon,
+            preset=env.settings.get("preset", "classic"),
+            seed=SCORING_SEED + seed,
+            device=network.obs_mean.device,
+        )
+        score = played.mean
+        if at.best_score is not None and score < at.best_score:
             return
-        at.best_return = recent
+        at.best_score = score
     save_network(
         run_dir / "teacher",
         network,
@@ -358,7 +388,8 @@ def save_best(run_dir: Path, network: QNetwork, env: LaneEnv, at: TrainingState)
             "action_meanings": list(env.action_meanings),
             "environment": env.settings,
             "trained_steps": at.step,
-            "training_return": recent,
+            "training_return": at.recent_return,
+            "scoring": {"mean": score, "episodes": episodes},
         },
     )
 

@@ -22,6 +22,7 @@ from fastdistill.lanes import LaneEnv
 from fastdistill.metrics import Progress, RunWriter
 from fastdistill.recipes.common import (
     LEARNING_STREAM,
+    SCORING_SEED,
     TRAINING_STREAM,
     StopRequest,
     TrainingState,
@@ -50,9 +51,6 @@ _DRIVER_STEPS = 64
 
 # Observations that the input's mean and deviation, and an automatic temperature, are taken from.
 _STATISTICS_BATCHES, _STATISTICS_ROWS = 16, 256
-
-# Added to the run's seed for the scoring episodes: the evaluation plays others.
-_SCORING_SEED = 1_000_000
 
 
 class Distillation:
@@ -261,7 +259,7 @@ class Distillation:
                 self.teacher,
                 scoring_env(),
                 episodes=self.config.score_episodes,
-                seed=_SCORING_SEED + self.config.seed,
+                seed=SCORING_SEED + self.config.seed,
                 temperature=self.temperature,
             )
             values[f"students/{student.name}/score"] = score.mean

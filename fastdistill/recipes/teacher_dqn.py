@@ -107,10 +107,12 @@ class DqnConfig:
     """Agent steps over which epsilon falls."""
     bfloat16: bool = True
     """Convolutions in bfloat16; the head is float32 always."""
+    score_episodes: int = 10
+    """Full episodes per checkpoint, by which the best is chosen; 0 keeps the last."""
     evaluation_episodes: int = 30
-    """Full episodes played with the finished teacher; 0 for none."""
+    """Full episodes played with the chosen teacher, none of which chose it; 0 for none."""
     evaluation_epsilon: float = 0.01
-    """Share of random actions in them."""
+    """Share of random actions in either."""
     checkpoint_every_steps: int = 250_000
     """Agent steps between checkpoints."""
     log_every_steps: int = 5_000
@@ -245,7 +247,17 @@ def train(config: DqnConfig, *, resume: bool = False) -> TeacherResult:
             stopping = stop.requested
             every = config.checkpoint_every_steps
             if done or stopping or at.step // every > previous // every:
-                save_best(config.run_dir, network, env, at)
+                if not stopping or at.best_score is None:
+                    save_best(
+                        config.run_dir,
+                        network,
+                        env,
+                        at,
+                        episodes=0 if stopping else config.score_episodes,
+                        epsilon=config.evaluation_epsilon,
+                        seed=config.seed,
+                    )
+                    at.lap("score")
                 _checkpoint(checkpoints, learner, env, replay, at)
         summary: dict[str, Any] = {}
         if done and config.evaluation_episodes:

@@ -62,7 +62,7 @@ class PqnConfig:
     """classic (no sticky actions) or machado (sticky actions)."""
     size: str = "100%"
     """Network, by its share of the paper's parameters: 100%, 25%, 7% or 4%."""
-    total_steps: int = 3_000_000
+    total_steps: int = 1_500_000
     """Agent steps, all lanes together; the schedules end there."""
     stop_at_return: float | None = None
     """End early once the mean of the last 50 training episodes reaches this."""
@@ -92,11 +92,13 @@ class PqnConfig:
     """Share of total_steps over which epsilon falls."""
     bfloat16: bool = True
     """Convolutions in bfloat16; the head is float32 always."""
+    score_episodes: int = 10
+    """Full episodes per checkpoint, by which the best is chosen; 0 keeps the last."""
     evaluation_episodes: int = 30
-    """Full episodes played with the finished teacher; 0 for none."""
+    """Full episodes played with the chosen teacher, none of which chose it; 0 for none."""
     evaluation_epsilon: float = 0.01
-    """Share of random actions in them."""
-    checkpoint_every_steps: int = 200_000
+    """Share of random actions in either."""
+    checkpoint_every_steps: int = 150_000
     """Agent steps between checkpoints."""
     log_every_steps: int = 10_000
     """Agent steps between metric records."""
@@ -197,7 +199,17 @@ def train(config: PqnConfig, *, resume: bool = False) -> TeacherResult:
             stopping = stop.requested
             every = config.checkpoint_every_steps
             if done or stopping or at.step // every > previous // every:
-                save_best(config.run_dir, network, env, at)
+                if not stopping or at.best_score is None:
+                    save_best(
+                        config.run_dir,
+                        network,
+                        env,
+                        at,
+                        episodes=0 if stopping else config.score_episodes,
+                        epsilon=config.evaluation_epsilon,
+                        seed=config.seed,
+                    )
+                    at.lap("score")
                 state = {**network_tensors(network), **optimizer_tensors(optimizer)}
                 checkpoints.write(at.step, {**state, **env_tensors(env.state())}, at.card())
         summary: dict[str, Any] = {}

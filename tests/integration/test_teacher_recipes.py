@@ -30,6 +30,7 @@ def tiny(recipe: str, run_dir: Path, **changes):
         "size": "4%",
         "total_steps": 1920,
         "num_lanes": 4,
+        "score_episodes": 0,
         "evaluation_episodes": 0,
         "checkpoint_every_steps": 640,
         "log_every_steps": 320,
