@@ -22,8 +22,9 @@ from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import teacher_dqn as teacher_dqn_recipe
 from fastdistill.recipes import teacher_pqn as teacher_pqn_recipe
-from fastdistill.recipes.common import STOPPED_STATUS, TeacherResult, TrainingDiverged
+from fastdistill.recipes.common import STOPPED_STATUS, TrainingDiverged
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
 from fastdistill.statistics import summarize
 from fastdistill.teachers import checkpoint_path, load_teacher

@@ -28,13 +28,10 @@ from fastdistill.recipes.common import (
     STATISTICS_STREAM,
     TRAINING_STREAM,
     StopRequest,
-    TeacherResult,
     TrainingState,
     clip_gradients,
     env_tensors,
     epsilon_greedy,
-    evaluate_teacher,
-    evaluation_metrics,
     keep_freed_memory,
     linear,
     network_tensors,
@@ -45,8 +42,13 @@ from fastdistill.recipes.common import (
     restore_env,
     restore_network,
     restore_optimizer,
-    save_best,
     seed_torch,
+)
+from fastdistill.recipes.teaching import (
+    TeacherResult,
+    evaluate_teacher,
+    evaluation_metrics,
+    save_best,
 )
 
 

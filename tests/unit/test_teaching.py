@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Which network of a training run becomes its teacher."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastdistill.checkpoints import load_network
+from fastdistill.envs import make_env
+from fastdistill.networks import Architecture, QNetwork
+from fastdistill.recipes import teaching
+from fastdistill.recipes.common import TrainingState
+
+
+@pytest.fixture
+def env():
+    with closing(make_env("CartPole-v1", 2)) as env:
+        yield env
+
+
+@pytest.fixture
+def network():
+    return QNetwork(Architecture((4,), (2,), hidden=(8,)))
+
+
+def save(run_dir, network, env, at, step, **options):
+    """Save with every weight equal to ``step``, by which a test knows the file again."""
+    at.step = step
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(step)
+    options = {"episodes": 10, "epsilon": 0.25, "seed": 7, **options}
+    teaching.save_best(run_dir, network, env, at, **options)
+
+
+def saved_step(run_dir):
+    network, card = load_network(run_dir / "teacher")
+    steps = {value for parameter in network.parameters() for value in parameter.flatten().tolist()}
+    assert steps == {card["trained_steps"]}
+    return card["trained_steps"], card["scoring"]
+
+
+def test_the_best_score_is_kept_and_ties_go_to_the_later(tmp_path, env, network, monkeypatch):
+    asked = []
+
+    def evaluate(policy, name, **options):
+        asked.append((policy, name, options))
+        return SimpleNamespace(mean=scores.pop(0))
+
+    monkeypatch.setattr(teaching, "evaluate", evaluate)
+    at = TrainingState(7)
+    scores = [-21.0, 14.5, 14.0, 14.5, 3.0]
+    kept = []
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, network, env, at, step)
+        kept.append(saved_step(tmp_path))
+    ten = {"episodes": 10}
+    assert kept == [
+        (1, {"mean": -21.0, **ten}),
+        (2, {"mean": 14.5, **ten}),
+        (2, {"mean": 14.5, **ten}),
+        (4, {"mean": 14.5, **ten}),
+        (4, {"mean": 14.5, **ten}),
+    ]
+    assert at.best_score == 14.5
+    policy, name, options = asked[0]
+    assert policy is network
+    assert name == "CartPole-v1"
+    assert options["episodes"] == 10
+    assert options["epsilon"] == 0.25
+    assert options["seed"] != 7  # the evaluation's
+
+
+def test_a_continued_run_remembers_the_best_score(tmp_path, env, network, monkeypatch):
+    monkeypatch.setattr(
+        teaching, "evaluate", lambda *_, **__: SimpleNamespace(mean=float(at.step == 1))
+    )
+    at = TrainingState(7)
+    save(tmp_path, network, env, at, 1)
+    continued = TrainingState(7)
+    continued.restore(at.card())
+    at = continued
+    save(tmp_path, network, env, at, 2)
+    assert saved_step(tmp_path)[0] == 1
+
+
+def test_without_scoring_the_last_network_is_kept(tmp_path, env, network, monkeypatch):
+    monkeypatch.delattr(teaching, "evaluate")  # not played
+    at = TrainingState(7)
+    for step in (1, 2):
+        save(tmp_path, network, env, at, step, episodes=0)
+    assert saved_step(tmp_path) == (2, {"mean": None, "episodes": 0})
+    assert at.best_score is None
+
+
+def test_the_score_is_what_the_network_plays(tmp_path, env, network):
+    at = TrainingState(7)
+    save(tmp_path, network, env, at, 1, episodes=2, epsilon=0.0)
+    # Equal action values: always the first action, to the left, which falls within 12 steps.
+    assert 8 <= at.best_score <= 12
