@@ -231,10 +231,17 @@ int main() {
     return 0;
   }
   constexpr Case kCases[] = {
-      {true, 1, 36, 44, 1, 16, 8, 4, true},   {true, 5, 40, 16, 3, 32, 8, 4, false},
-      {true, 9, 36, 36, 4, 64, 8, 4, true},   {false, 1, 20, 20, 16, 16, 4, 2, true},
-      {false, 2, 9, 9, 16, 16, 3, 1, false},  {false, 11, 9, 11, 32, 64, 3, 1, true},
-      {false, 3, 12, 10, 32, 48, 4, 2, true}, {false, 17, 5, 5, 64, 32, 2, 1, true},
+      {true, 1, 36, 44, 1, 16, 8, 4, true},
+      {true, 5, 40, 16, 3, 32, 8, 4, false},
+      {true, 9, 36, 36, 4, 64, 8, 4, true},
+      {false, 1, 20, 20, 16, 16, 4, 2, true},
+      {false, 2, 9, 9, 16, 16, 3, 1, false},
+      {false, 11, 9, 11, 32, 64, 3, 1, true},
+      {false, 3, 12, 10, 32, 48, 4, 2, true},
+      {false, 17, 5, 5, 64, 32, 2, 1, true},
+      // Whole groups of images in each of the eight slices of the batch, and a rest.
+      {false, 37, 20, 20, 16, 16, 4, 2, true},
+      {true, 38, 36, 36, 2, 16, 8, 4, true},
   };
   unsigned seed = 1;
   for (const bool threaded : {false, true}) {
