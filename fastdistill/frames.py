@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Convolutions of small images in bfloat16 on CPUs that multiply it, several times torch's speed.
+"""Convolutions of small images on CPUs that multiply bfloat16, several times torch's speed.
 
 The first layer takes the uint8 frames themselves and standardises them on the way. Images are
-``[batch, height, width, channels]``. Sums, biases and the gradients of weights are float32;
-activations are rounded to bfloat16 (to nearest, ties to even), as under torch's autocast.
+``[batch, height, width, channels]``. In bfloat16, activations and the weights' operands are rounded
+to it (to nearest, ties to even), as under torch's autocast; sums, biases and the gradients of
+weights are float32. In float32, which is for inference, nothing is rounded and nothing has a
+gradient.
 """
 
 from __future__ import annotations
@@ -70,27 +72,48 @@ def convolve(
     stride: int,
     relu: bool = False,
     statistics: Statistics | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """A convolution without padding, with its bias and rectification, differentiable.
+    """A convolution without padding, with its bias and rectification, differentiable in bfloat16.
 
     Args:
-        images: ``[batch, height, width, channels]`` bfloat16, or with ``statistics`` frames,
+        images: ``[batch, height, width, channels]`` of ``dtype``, or with ``statistics`` frames,
             ``[batch, planes, height, width]`` uint8, of which there is no gradient.
         weight: ``[filters, channels, kernel, kernel]`` float32, as ``torch.nn.Conv2d`` has it.
         bias: ``[filters]`` float32.
         stride: Divides the kernel and the images' height and width; 4 for frames.
         relu: Whether to return ``max(0, result)``.
         statistics: Frames become ``clip((frame - mean) * scale, -limit, limit)`` first.
+        dtype: bfloat16, or float32 for a result without a gradient.
 
     Returns:
-        ``[batch, out_height, out_width, filters]`` bfloat16.
+        ``[batch, out_height, out_width, filters]`` of ``dtype``.
 
     Raises:
         ValueError: Sizes that it does not serve; filters are 16, 32, 48 or 64.
         TypeError: Wrong dtypes.
         RuntimeError: Not available on this CPU.
     """
+    if dtype == torch.float32:
+        return _forward(images, weight.detach(), bias.detach(), stride, relu, statistics, dtype)
     return _Convolve.apply(images, weight, bias, stride, relu, statistics)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _forward(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    relu: bool,
+    statistics: Statistics | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    filters, _, kernel, _ = weight.shape
+    height, width = images.shape[1:3] if statistics is None else images.shape[2:]
+    out_shape = [(extent - kernel) // stride + 1 for extent in (height, width)]
+    output = torch.empty((len(images), *out_shape, filters), dtype=dtype)
+    core.convolve(images, statistics, weight, bias, stride, relu, output)
+    return output
 
 
 class _Convolve(torch.autograd.Function):
@@ -104,14 +127,7 @@ class _Convolve(torch.autograd.Function):
         relu: bool,
         statistics: Statistics | None,
     ) -> Tensor:
-        filters, _, kernel, _ = weight.shape
-        if statistics is None:
-            height, width = images.shape[1:3]
-        else:
-            height, width = images.shape[2:]
-        out_shape = [(extent - kernel) // stride + 1 for extent in (height, width)]
-        output = torch.empty((len(images), *out_shape, filters), dtype=torch.bfloat16)
-        core.convolve(images, statistics, weight, bias, stride, relu, output)
+        output = _forward(images, weight, bias, stride, relu, statistics, torch.bfloat16)
         ctx.save_for_backward(images, weight, output if relu else None)
         ctx.stride, ctx.statistics = stride, statistics
         return output

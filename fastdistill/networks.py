@@ -154,7 +154,7 @@ class QNetwork(nn.Module):
     Attributes:
         architecture: The description it was built from.
         uses_frames: Whether ``fastdistill.frames`` computes its convolutions of uint8 images under
-            bfloat16 autocast; can be set to False.
+            bfloat16 autocast, and without gradients in float32; can be set to False.
     """
 
     obs_mean: Tensor
@@ -228,26 +228,31 @@ class QNetwork(nn.Module):
 
     def features(self, obs: Tensor) -> Tensor:
         """What the heads read: ``[batch, obs...]`` uint8 or float to ``[batch, hidden]``."""
-        if self._is_for_frames(obs):
-            return self._features_of_frames(obs)
+        dtype = self._frames_dtype(obs)
+        if dtype is not None:
+            return self._features_of_frames(obs, dtype)
         x = (obs - self.obs_mean).mul_(self.obs_scale)
         if self._clips:
             x = x.clamp_(-_CLIP, _CLIP)
         features: Tensor = self.trunk(x)
         return features
 
-    def _is_for_frames(self, obs: Tensor) -> bool:
-        return (
+    def _frames_dtype(self, obs: Tensor) -> torch.dtype | None:
+        """What ``frames`` would compute the convolutions in; None where torch has to."""
+        is_for_frames = (
             self.uses_frames
             and obs.dtype == torch.uint8
             and obs.device.type == "cpu"
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
             and self.obs_mean.dtype == torch.float32
             and not frames.is_traced()
         )
+        if not is_for_frames:
+            return None
+        if not torch.is_autocast_enabled("cpu"):
+            return None if torch.is_grad_enabled() else torch.float32
+        return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
 
-    def _features_of_frames(self, obs: Tensor) -> Tensor:
+    def _features_of_frames(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         statistics = (self.obs_mean, self.obs_scale, _CLIP)
         x = obs.contiguous()
         for index, layer in enumerate(self.trunk):
@@ -260,6 +265,7 @@ class QNetwork(nn.Module):
                     stride=layer.stride[0],
                     relu=not self.architecture.layer_norm,
                     statistics=statistics if index == 0 else None,
+                    dtype=dtype,
                 )
             elif isinstance(layer, nn.GroupNorm):
                 x = layer(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1).contiguous()

@@ -25,6 +25,11 @@ constexpr Wanted kBytes{dlpack::kUInt, 8, "uint8"};
 constexpr Wanted kHalves{dlpack::kBFloat, 16, "bfloat16"};
 constexpr Wanted kFloats{dlpack::kFloat, 32, "float32"};
 
+template <class Element>
+constexpr Wanted kImages = kHalves;
+template <>
+constexpr Wanted kImages<float> = kFloats;
+
 bool is_contiguous(const dlpack::Tensor& view) {
   if (view.strides == nullptr) return true;
   for (int i = 0; i < view.dimensions; ++i) {
@@ -76,7 +81,8 @@ void* sized(py::handle object, Wanted wanted, std::initializer_list<std::int64_t
   return view.data;
 }
 
-bool fits(const frames::Convolution& conv) {
+template <class Element>
+bool fits(const frames::Convolution<Element>& conv) {
   const auto tiles = [&](std::int64_t extent) {
     return extent >= conv.kernel && extent % conv.stride == 0 &&
            (conv.frames == nullptr || extent >= 4);
@@ -92,13 +98,14 @@ bool fits(const frames::Convolution& conv) {
          conv.height * conv.width * conv.channels < (std::int64_t{1} << 22);
 }
 
-// The input is bfloat16 images, or uint8 frames with the statistics (mean, scale, limit).
-frames::Convolution read(py::handle input, py::handle statistics, py::handle weight,
-                         std::int64_t stride, bool relu) {
+// The input is images, or uint8 frames with the statistics (mean, scale, limit).
+template <class Element>
+frames::Convolution<Element> read(py::handle input, py::handle statistics, py::handle weight,
+                                  std::int64_t stride, bool relu) {
   const bool folds = !statistics.is_none();
-  const dlpack::Tensor x = dense(input, folds ? kBytes : kHalves, 4, "input");
+  const dlpack::Tensor x = dense(input, folds ? kBytes : kImages<Element>, 4, "input");
   const dlpack::Tensor w = dense(weight, kFloats, 4, "weight");
-  frames::Convolution conv;
+  frames::Convolution<Element> conv;
   const std::int64_t fold = folds ? 4 : 1;
   conv.batch = x.shape[0];
   conv.height = x.shape[folds ? 2 : 1] / fold;
@@ -117,7 +124,7 @@ frames::Convolution read(py::handle input, py::handle statistics, py::handle wei
     conv.scale = static_cast<const float*>(sized(parts[1], kFloats, {height, width}, "scale"));
     conv.limit = parts[2].cast<float>();
   } else {
-    conv.images = static_cast<const std::uint16_t*>(x.data);
+    conv.images = static_cast<const Element*>(x.data);
   }
   const bool whole = !folds || (x.shape[2] % 4 == 0 && x.shape[3] % 4 == 0 && stride == 4);
   sized(weight, kFloats,
@@ -131,9 +138,12 @@ frames::Convolution read(py::handle input, py::handle statistics, py::handle wei
   return conv;
 }
 
-std::uint16_t* output_of(const frames::Convolution& conv, py::handle object, const char* argument) {
-  return static_cast<std::uint16_t*>(sized(
-      object, kHalves, {conv.batch, conv.out_height(), conv.out_width(), conv.filters}, argument));
+template <class Element>
+Element* output_of(const frames::Convolution<Element>& conv, py::handle object,
+                   const char* argument) {
+  return static_cast<Element*>(
+      sized(object, kImages<Element>,
+            {conv.batch, conv.out_height(), conv.out_width(), conv.filters}, argument));
 }
 
 void require_support() {
@@ -142,14 +152,23 @@ void require_support() {
   throw py::error_already_set();
 }
 
+template <class Element>
+void convolve_in(py::handle input, py::handle statistics, py::handle weight, py::handle bias,
+                 std::int64_t stride, bool relu, py::handle output) {
+  const frames::Convolution<Element> conv = read<Element>(input, statistics, weight, stride, relu);
+  const auto* offsets = static_cast<const float*>(sized(bias, kFloats, {conv.filters}, "bias"));
+  Element* out = output_of(conv, output, "output");
+  const py::gil_scoped_release release;
+  frames::convolve(conv, offsets, out);
+}
+
+// The output's type says in which the products are.
 void convolve(py::handle input, py::handle statistics, py::handle weight, py::handle bias,
               std::int64_t stride, bool relu, py::handle output) {
   require_support();
-  const frames::Convolution conv = read(input, statistics, weight, stride, relu);
-  const auto* offsets = static_cast<const float*>(sized(bias, kFloats, {conv.filters}, "bias"));
-  std::uint16_t* out = output_of(conv, output, "output");
-  const py::gil_scoped_release release;
-  frames::convolve(conv, offsets, out);
+  const bool in_float = has_type(view_of(output, {kFunction, "output"}), kFloats);
+  (in_float ? convolve_in<float> : convolve_in<std::uint16_t>)(input, statistics, weight, bias,
+                                                               stride, relu, output);
 }
 
 void convolve_backward(py::handle input, py::handle statistics, py::handle weight,
@@ -157,7 +176,8 @@ void convolve_backward(py::handle input, py::handle statistics, py::handle weigh
                        py::handle grad_input, py::handle grad_weight, py::handle grad_bias) {
   require_support();
   const bool relu = !output.is_none();
-  const frames::Convolution conv = read(input, statistics, weight, stride, relu);
+  const frames::Convolution<std::uint16_t> conv =
+      read<std::uint16_t>(input, statistics, weight, stride, relu);
   frames::ConvolutionGradient gradient;
   gradient.grad_output = output_of(conv, grad_output, "grad_output");
   if (relu) gradient.output = output_of(conv, output, "output");
@@ -184,7 +204,7 @@ void register_frames(py::module_& m) {
   using py::arg;
   m.def("convolve", &convolve, arg("input"), arg("statistics"), arg("weight"), arg("bias"),
         arg("stride"), arg("relu"), arg("output"), py::pos_only(),
-        "Convolution of bfloat16 images or of uint8 frames; see fastdistill.frames.");
+        "Convolution of images or of uint8 frames; see fastdistill.frames.");
   m.def("convolve_backward", &convolve_backward, arg("input"), arg("statistics"), arg("weight"),
         arg("stride"), arg("output"), arg("grad_output"), arg("grad_input"), arg("grad_weight"),
         arg("grad_bias"), py::pos_only(), "Its gradients, written into the last three arguments.");

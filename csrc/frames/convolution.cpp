@@ -26,7 +26,8 @@ constexpr std::int64_t kGroupPixels = 256;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-std::int64_t group_images(const Convolution& conv) {
+template <class Element>
+std::int64_t group_images(const Convolution<Element>& conv) {
   return ceil_div(kGroupPixels, conv.out_pixels());
 }
 
@@ -62,12 +63,14 @@ void for_ranges(std::int64_t count, const Body& body) {
       const_cast<Body*>(&body));
 }
 
-Window window_of(const Convolution& conv) {
+template <class Element>
+Window window_of(const Convolution<Element>& conv) {
   return {conv.kernel, conv.kernel * conv.channels, conv.width * conv.channels};
 }
 
 // Where in a filter's weights the window's value [ky][kx][channel] is.
-Offsets weight_places(const Convolution& conv) {
+template <class Element>
+Offsets weight_places(const Convolution<Element>& conv) {
   Offsets places(static_cast<std::size_t>(conv.window()));
   const std::int64_t k = conv.kernel;
   std::size_t at = 0;
@@ -86,7 +89,8 @@ Offsets weight_places(const Convolution& conv) {
 }
 
 // [window / 2][filters][2] from [filters][places].
-void pack_weight(const Convolution& conv, const Offsets& places, std::uint16_t* packed) {
+void pack_weight(const Convolution<std::uint16_t>& conv, const Offsets& places,
+                 std::uint16_t* packed) {
   const std::int64_t window = conv.window();
   for_ranges(window / 2, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t pair = begin; pair < end; ++pair) {
@@ -101,8 +105,22 @@ void pack_weight(const Convolution& conv, const Offsets& places, std::uint16_t* 
   });
 }
 
+// [window][filters] from [filters][places].
+void pack_weight(const Convolution<float>& conv, const Offsets& places, float* packed) {
+  const std::int64_t window = conv.window();
+  for_ranges(window, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      for (std::int64_t f = 0; f < conv.filters; ++f) {
+        packed[i * conv.filters + f] =
+            conv.weight[f * window + places[static_cast<std::size_t>(i)]];
+      }
+    }
+  });
+}
+
 // Start of each output pixel's window, for a group of images.
-Offsets input_offsets(const Convolution& conv, std::int64_t images) {
+template <class Element>
+Offsets input_offsets(const Convolution<Element>& conv, std::int64_t images) {
   Offsets offsets;
   for (std::int64_t image = 0; image < images; ++image) {
     for (std::int64_t y = 0; y < conv.out_height(); ++y) {
@@ -116,9 +134,10 @@ Offsets input_offsets(const Convolution& conv, std::int64_t images) {
   return offsets;
 }
 
-// The bfloat16 images [first, first + count): the caller's, or its frames folded into scratch.
-const std::uint16_t* images_at(const Convolution& conv, std::int64_t first, std::int64_t count,
-                               std::uint16_t* scratch) {
+// The images [first, first + count): the caller's, or its frames folded into scratch.
+template <class Element>
+const Element* images_at(const Convolution<Element>& conv, std::int64_t first, std::int64_t count,
+                         Element* scratch) {
   const std::int64_t size = conv.height * conv.width * conv.channels;
   if (conv.frames == nullptr) return conv.images + first * size;
   for (std::int64_t image = 0; image < count; ++image) {
@@ -129,7 +148,8 @@ const std::uint16_t* images_at(const Convolution& conv, std::int64_t first, std:
   return scratch;
 }
 
-std::int64_t scratch_images(const Convolution& conv, std::int64_t group) {
+template <class Element>
+std::int64_t scratch_images(const Convolution<Element>& conv, std::int64_t group) {
   return conv.frames == nullptr ? 0 : group * conv.height * conv.width * conv.channels;
 }
 
@@ -137,7 +157,7 @@ std::int64_t scratch_images(const Convolution& conv, std::int64_t group) {
 // the padded gradient of the output with every stride-th weight.
 class InputGradient {
  public:
-  InputGradient(const Convolution& conv, const Offsets& places, std::int64_t group)
+  InputGradient(const Convolution<std::uint16_t>& conv, const Offsets& places, std::int64_t group)
       : conv_(conv),
         taps_(conv.kernel / conv.stride),
         height_(conv.out_height() + 2 * (taps_ - 1)),
@@ -166,16 +186,17 @@ class InputGradient {
     const std::int64_t phases = conv_.stride * conv_.stride;
     for (std::int64_t phase = 0; phase < phases; ++phase) {
       const auto at = static_cast<std::size_t>(phase);
-      product({{taps_, taps_ * conv_.filters, width_ * conv_.filters},
-               padded,
-               weight_.get() + phase * phase_weights_,
-               nullptr,
-               false,
-               grad_images,
-               from_[at].data(),
-               to_[at].data(),
-               images * conv_.height / conv_.stride * (conv_.width / conv_.stride),
-               conv_.channels});
+      product(Product<std::uint16_t>{
+          {taps_, taps_ * conv_.filters, width_ * conv_.filters},
+          padded,
+          weight_.get() + phase * phase_weights_,
+          nullptr,
+          false,
+          grad_images,
+          from_[at].data(),
+          to_[at].data(),
+          images * conv_.height / conv_.stride * (conv_.width / conv_.stride),
+          conv_.channels});
     }
   }
 
@@ -215,7 +236,7 @@ class InputGradient {
     to_.push_back(std::move(to));
   }
 
-  const Convolution& conv_;
+  const Convolution<std::uint16_t>& conv_;
   std::int64_t taps_;
   std::int64_t height_;
   std::int64_t width_;
@@ -233,7 +254,7 @@ struct Slice {
   float* grad_bias;
 };
 
-void slice_backward(const Convolution& conv, const ConvolutionGradient& gradient,
+void slice_backward(const Convolution<std::uint16_t>& conv, const ConvolutionGradient& gradient,
                     const Offsets& in_offset, const InputGradient* input_gradient,
                     const Slice& slice) {
   const std::int64_t group = group_images(conv), pixels = conv.out_pixels();
@@ -280,9 +301,10 @@ bool supported() {
 #endif
 }
 
-void convolve(const Convolution& conv, const float* bias, std::uint16_t* output) {
+template <class Element>
+void convolve(const Convolution<Element>& conv, const float* bias, Element* output) {
   const std::int64_t group = group_images(conv);
-  Buffer<std::uint16_t> weight(conv.window() * conv.filters);
+  Buffer<Element> weight(conv.window() * conv.filters);
   pack_weight(conv, weight_places(conv), weight.get());
   const Offsets in_offset = input_offsets(conv, group);
   Offsets out_offset(in_offset.size());
@@ -290,17 +312,22 @@ void convolve(const Convolution& conv, const float* bias, std::uint16_t* output)
     out_offset[p] = static_cast<std::int32_t>(p) * static_cast<std::int32_t>(conv.filters);
   }
   for_ranges(conv.batch, [&](std::int64_t begin, std::int64_t end) {
-    Buffer<std::uint16_t> folded(scratch_images(conv, group));
+    Buffer<Element> folded(scratch_images(conv, group));
     for (std::int64_t first = begin; first < end; first += group) {
       const std::int64_t count = std::min(group, end - first);
-      product({window_of(conv), images_at(conv, first, count, folded.get()), weight.get(), bias,
-               conv.relu, output + first * conv.out_pixels() * conv.filters, in_offset.data(),
-               out_offset.data(), count * conv.out_pixels(), conv.filters});
+      product(Product<Element>{window_of(conv), images_at(conv, first, count, folded.get()),
+                               weight.get(), bias, conv.relu,
+                               output + first * conv.out_pixels() * conv.filters, in_offset.data(),
+                               out_offset.data(), count * conv.out_pixels(), conv.filters});
     }
   });
 }
 
-void convolve_backward(const Convolution& conv, const ConvolutionGradient& gradient) {
+template void convolve(const Convolution<std::uint16_t>&, const float*, std::uint16_t*);
+template void convolve(const Convolution<float>&, const float*, float*);
+
+void convolve_backward(const Convolution<std::uint16_t>& conv,
+                       const ConvolutionGradient& gradient) {
   const std::int64_t window = conv.window(), filters = conv.filters;
   const std::int64_t slices = std::min(kSlices, conv.batch);
   const std::int64_t size = filters * (window + 1);

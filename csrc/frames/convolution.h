@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Convolutions of small images in bfloat16 with float32 sums, for the few input channels and
-// filters of the networks that play Atari, where general libraries reach a third of the machine.
+// Convolutions of small images in bfloat16 with float32 sums (and, without gradients, in float32),
+// for the few input channels and filters of the networks that play Atari, where general libraries
+// reach a third of the machine.
 // Needs a CPU with AVX512-BF16; no Python and no torch header may enter csrc/frames.
 #pragma once
 
@@ -14,12 +15,13 @@ namespace fastdistill::frames {
 bool supported();
 
 // A convolution without padding: (height - kernel) and (width - kernel) are multiples of stride,
-// kernel is one of stride, filters one of 16 and at most 64. Images are bfloat16 bits,
+// kernel is one of stride, filters one of 16 and at most 64. Images are bfloat16 bits or floats,
 // [batch][height][width][channels] with an even number of channels.
 //
 // With `frames`, the input is uint8 [batch][planes][4 * height][4 * width] instead, which is
 // standardised and folded on the way (kernels.h: fold_frames); the caller's kernel of 4 * kernel
 // and stride of 4 * stride is then the same convolution over channels = 16 * planes. stride is 1.
+template <class Element>
 struct Convolution {
   std::int64_t batch = 0;
   std::int64_t height = 0;
@@ -29,7 +31,7 @@ struct Convolution {
   std::int64_t kernel = 0;
   std::int64_t stride = 0;
   bool relu = false;
-  const std::uint16_t* images = nullptr;
+  const Element* images = nullptr;
   const std::uint8_t* frames = nullptr;
   const float* mean = nullptr;  // [4 * height][4 * width], with frames
   const float* scale = nullptr;
@@ -42,8 +44,9 @@ struct Convolution {
   std::int64_t window() const { return kernel * kernel * channels; }
 };
 
-// output: [batch][out_height][out_width][filters].
-void convolve(const Convolution& conv, const float* bias, std::uint16_t* output);
+// output: [batch][out_height][out_width][filters]. Element is std::uint16_t or float.
+template <class Element>
+void convolve(const Convolution<Element>& conv, const float* bias, Element* output);
 
 // Gradients of the same call; the result does not depend on the number of threads.
 struct ConvolutionGradient {
@@ -53,6 +56,6 @@ struct ConvolutionGradient {
   float* grad_weight = nullptr;                // as weight
   float* grad_bias = nullptr;
 };
-void convolve_backward(const Convolution& conv, const ConvolutionGradient& gradient);
+void convolve_backward(const Convolution<std::uint16_t>& conv, const ConvolutionGradient& gradient);
 
 }  // namespace fastdistill::frames

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The inner loops of the convolutions, on one thread, for CPUs with AVX512-BF16. bfloat16 values
-// are their bits (uint16_t); images are [height][width][channels].
+// The inner loops of the convolutions, on one thread, for CPUs with AVX512-BF16. Images are
+// [height][width][channels] of bfloat16, which are their bits (uint16_t), or of float.
 #pragma once
 
 #include <cstdint>
@@ -21,19 +21,22 @@ struct Window {
 
 // output[pixel][filter] = sum over the window of input * weight, + bias, rectified.
 // Pixel p reads at input + in_offset[p] and writes at output + out_offset[p].
+template <class Element>
 struct Product {
   Window window;
-  const std::uint16_t* input;
-  const std::uint16_t* weight;  // [runs][run_length / 2][filters][2]
-  const float* bias;            // [filters] or null
+  const Element* input;
+  const Element*
+      weight;         // [runs][run_length / 2][filters][2]; of float [runs][run_length][filters]
+  const float* bias;  // [filters] or null
   bool relu;
-  std::uint16_t* output;
+  Element* output;
   const std::int32_t* in_offset;
   const std::int32_t* out_offset;
   std::int64_t pixels;
   std::int64_t filters;
 };
-void product(const Product& args);
+void product(const Product<std::uint16_t>& args);
+void product(const Product<float>& args);
 
 // grad_weight[filter][run][i] = sum over pixels of gradient[pixel][filter] * window value.
 struct WeightGradient {
@@ -73,5 +76,6 @@ struct Fold {
   std::int64_t width;
 };
 void fold_frames(const Fold& args, std::uint16_t* output);
+void fold_frames(const Fold& args, float* output);
 
 }  // namespace fastdistill::frames

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Each product instruction multiplies 16 pairs of bfloat16 and adds them to 16 float32 sums. Tiles
-// of the result stay in registers; one operand is read 16 wide, the other broadcast a pair at a
-// time. No header with shared inline functions is included: this file's build flags are its own.
+// Each product instruction multiplies 16 pairs of bfloat16 (or 16 floats) and adds them to 16
+// float32 sums. Tiles of the result stay in registers; one operand is read 16 wide, the other
+// broadcast a pair (or a float) at a time. No header with shared inline functions is included: this
+// file's build flags are its own.
 #include "frames/kernels.h"
 
 #if defined(__AVX512BF16__)
@@ -34,11 +35,36 @@ __m256i load_half(const uint16_t* p) {
 
 void store_half(uint16_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 
+// How many values of the window one instruction takes, and which instruction it is.
+template <class Element>
+struct Arithmetic;
+
+template <>
+struct Arithmetic<uint16_t> {
+  static constexpr int64_t kStep = 2;
+  using Vector = __m512i;
+  static Vector load(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  static Vector broadcast(const uint16_t* p) { return broadcast_pair(p); }
+  static __m512 multiply_add(__m512 sum, Vector x, Vector w) { return multiply_pairs(sum, x, w); }
+  static void store(uint16_t* p, __m512 values) { store_half(p, to_bfloat16(values)); }
+};
+
+template <>
+struct Arithmetic<float> {
+  static constexpr int64_t kStep = 1;
+  using Vector = __m512;
+  static Vector load(const float* p) { return _mm512_loadu_ps(p); }
+  static Vector broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static __m512 multiply_add(__m512 sum, Vector x, Vector w) { return _mm512_fmadd_ps(x, w, sum); }
+  static void store(float* p, __m512 values) { _mm512_storeu_ps(p, values); }
+};
+
 // kPixels x kGroups sums at once.
-template <int kGroups, int kPixels>
-void product_tile(const Product& args, int64_t first) {
-  const uint16_t* input[kPixels];
-  uint16_t* output[kPixels];
+template <int kGroups, int kPixels, class Element>
+void product_tile(const Product<Element>& args, int64_t first) {
+  using Math = Arithmetic<Element>;
+  const Element* input[kPixels];
+  Element* output[kPixels];
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p) {
     // Past the end the last pixel is computed again.
@@ -54,20 +80,20 @@ void product_tile(const Product& args, int64_t first) {
 #pragma GCC unroll 16
     for (int p = 0; p < kPixels; ++p) sum[p][g] = start;
   }
-  const uint16_t* weight = args.weight;
+  const Element* weight = args.weight;
   for (int64_t run = 0; run < args.window.runs; ++run) {
     const int64_t begin = run * args.window.run_stride;
     const int64_t end = begin + args.window.run_length;
-    for (int64_t i = begin; i < end; i += 2) {
-      __m512i w[kGroups];
+    for (int64_t i = begin; i < end; i += Math::kStep) {
+      typename Math::Vector w[kGroups];
 #pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) w[g] = _mm512_loadu_si512(weight + kFilterGroup * 2 * g);
-      weight += kFilterGroup * 2 * kGroups;
+      for (int g = 0; g < kGroups; ++g) w[g] = Math::load(weight + kFilterGroup * Math::kStep * g);
+      weight += kFilterGroup * Math::kStep * kGroups;
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
-        const __m512i x = broadcast_pair(input[p] + i);
+        const typename Math::Vector x = Math::broadcast(input[p] + i);
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroups; ++g) sum[p][g] = multiply_pairs(sum[p][g], x, w[g]);
+        for (int g = 0; g < kGroups; ++g) sum[p][g] = Math::multiply_add(sum[p][g], x, w[g]);
       }
     }
   }
@@ -77,14 +103,28 @@ void product_tile(const Product& args, int64_t first) {
     for (int g = 0; g < kGroups; ++g) {
       // With the value second, a NaN stays one.
       const __m512 value = args.relu ? _mm512_max_ps(_mm512_setzero_ps(), sum[p][g]) : sum[p][g];
-      store_half(output[p] + g * kFilterGroup, to_bfloat16(value));
+      Math::store(output[p] + g * kFilterGroup, value);
     }
   }
 }
 
-template <int kGroups, int kPixels>
-void product_of(const Product& args) {
+template <int kGroups, int kPixels, class Element>
+void product_of(const Product<Element>& args) {
   for (int64_t p = 0; p < args.pixels; p += kPixels) product_tile<kGroups, kPixels>(args, p);
+}
+
+template <class Element>
+void product_by_groups(const Product<Element>& args) {
+  switch (args.filters / kFilterGroup) {
+    case 1:
+      return product_of<1, 12>(args);
+    case 2:
+      return product_of<2, 8>(args);
+    case 3:
+      return product_of<3, 6>(args);
+    default:
+      return product_of<4, 6>(args);
+  }
 }
 
 // a[0], b[0], a[1], b[1]... of the lower and the upper half.
@@ -168,18 +208,8 @@ __m512i two_rows(const Fold& args, int64_t plane, int64_t y, int64_t x) {
 
 }  // namespace
 
-void product(const Product& args) {
-  switch (args.filters / kFilterGroup) {
-    case 1:
-      return product_of<1, 12>(args);
-    case 2:
-      return product_of<2, 8>(args);
-    case 3:
-      return product_of<3, 6>(args);
-    default:
-      return product_of<4, 6>(args);
-  }
-}
+void product(const Product<uint16_t>& args) { product_by_groups(args); }
+void product(const Product<float>& args) { product_by_groups(args); }
 
 void weight_gradient(const WeightGradient& args) {
   const Window& window = args.window;
@@ -231,15 +261,35 @@ void fold_frames(const Fold& args, uint16_t* output) {
   }
 }
 
+void fold_frames(const Fold& args, float* output) {
+  const int64_t blocks = args.width / 4;
+  const int64_t channels = 16 * args.planes;
+  for (int64_t y = 0; y < args.height; ++y) {
+    for (int64_t plane = 0; plane < args.planes; ++plane) {
+      for (int64_t bx = 0; bx < blocks; bx += 4) {
+        const int64_t block = bx + 4 <= blocks ? bx : blocks - 4;  // the last ones once more
+        const __m512 row = standardised(args, plane, y, 4 * block);
+        float* out = output + (y / 4 * blocks + block) * channels + plane * 16 + y % 4 * 4;
+        _mm_storeu_ps(out, _mm512_castps512_ps128(row));
+        _mm_storeu_ps(out + channels, _mm512_extractf32x4_ps(row, 1));
+        _mm_storeu_ps(out + 2 * channels, _mm512_extractf32x4_ps(row, 2));
+        _mm_storeu_ps(out + 3 * channels, _mm512_extractf32x4_ps(row, 3));
+      }
+    }
+  }
+}
+
 }  // namespace fastdistill::frames
 
 #else  // supported() is false there
 
 namespace fastdistill::frames {
-void product(const Product&) { __builtin_trap(); }
+void product(const Product<std::uint16_t>&) { __builtin_trap(); }
+void product(const Product<float>&) { __builtin_trap(); }
 void weight_gradient(const WeightGradient&) { __builtin_trap(); }
 void pack_gradient(const GradientPair&, std::int64_t) { __builtin_trap(); }
 void fold_frames(const Fold&, std::uint16_t*) { __builtin_trap(); }
+void fold_frames(const Fold&, float*) { __builtin_trap(); }
 }  // namespace fastdistill::frames
 
 #endif

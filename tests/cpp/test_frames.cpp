@@ -62,7 +62,7 @@ struct Case {
 
 struct World {
   Case c;
-  Convolution conv;
+  Convolution<Half> conv;
   std::vector<Half> images;
   std::vector<std::uint8_t> frames;
   std::vector<float> mean, scale, weight, bias;
@@ -213,10 +213,29 @@ void check_gradients(const World& w) {
   }
 }
 
+// The same in float32, whose images are the bfloat16 ones.
+void check_float(World& w) {
+  const std::vector<Half> rounded = w.output;
+  std::vector<float> images(w.images.size()), output(w.output.size());
+  for (std::size_t i = 0; i < images.size(); ++i) images[i] = to_float(w.images[i]);
+  const Convolution<Half>& c = w.conv;
+  const Convolution<float> conv{
+      c.batch,    c.height,  c.width,
+      c.channels, c.filters, c.kernel,
+      c.stride,   c.relu,    c.frames == nullptr ? images.data() : nullptr,
+      c.frames,   c.mean,    c.scale,
+      c.limit,    c.weight};
+  convolve(conv, w.bias.data(), output.data());
+  for (std::size_t i = 0; i < output.size(); ++i) {
+    check_near(output[i], to_float(rounded[i]), rounding(output[i]), "float output");
+  }
+}
+
 void run(const Case& c, unsigned seed) {
   World w = make_world(c, seed);
   convolve(w.conv, w.bias.data(), w.output.data());
   check_output(w);
+  check_float(w);
   convolve_backward(w.conv, {w.grad_output.data(), c.relu ? w.output.data() : nullptr,
                              c.of_frames ? nullptr : w.grad_images.data(), w.grad_weight.data(),
                              w.grad_bias.data()});

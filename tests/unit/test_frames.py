@@ -166,18 +166,55 @@ def test_network_is_traced_without_native_operations():
         program = torch.export.export(network, (obs,))
         torch.testing.assert_close(program.module()(obs), network(obs))
     with torch.autocast("cpu", torch.bfloat16):
-        assert network._is_for_frames(obs)
-        inside = torch.func.vmap(lambda x: torch.tensor(network._is_for_frames(x)))(obs)
-    assert not inside.any()
+        assert network._frames_dtype(obs) == torch.bfloat16
+        inside = torch.func.vmap(lambda x: torch.tensor(network._frames_dtype(x) is None))(obs)
+    assert inside.all()
 
 
-def test_float_images_and_other_sizes_go_through_torch():
+def test_what_the_convolutions_are_computed_in():
     network = QNetwork(paper_architecture("4%", 4))
+    frame, image = torch.zeros(1, 4, 84, 84, dtype=torch.uint8), torch.zeros(1, 4, 84, 84)
     with torch.autocast("cpu", torch.bfloat16):
-        assert network._is_for_frames(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))
-        assert not network._is_for_frames(torch.zeros(1, 4, 84, 84))
-    assert not network._is_for_frames(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))
+        assert network._frames_dtype(frame) == torch.bfloat16
+        assert network._frames_dtype(image) is None
+    with torch.no_grad():
+        assert network._frames_dtype(frame) == torch.float32
+        assert network._frames_dtype(image) is None
+        with torch.autocast("cpu", torch.float16):
+            assert network._frames_dtype(frame) is None
+        assert copy.deepcopy(network).double()._frames_dtype(frame) is None
+    assert network._frames_dtype(frame) is None  # there would be no gradient
     assert not QNetwork(paper_architecture("4%", 4, obs_shape=(3, 210, 160))).uses_frames
+
+
+@pytest.mark.parametrize(("filters", "channels", "kernel", "stride", "extent"), CASES)
+@pytest.mark.parametrize("relu", [False, True])
+def test_float32_convolution_equals_float64(filters, channels, kernel, stride, extent, relu):
+    torch.manual_seed(filters + channels)
+    images = torch.randn(11, extent, extent + stride, channels)
+    weight, bias = torch.randn(filters, channels, kernel, kernel) / 20, torch.randn(filters)
+    output = frames.convolve(images, weight, bias, stride=stride, relu=relu, dtype=torch.float32)
+    oracle = [t.double() for t in (images.permute(0, 3, 1, 2), weight, bias)]
+    expected = F.conv2d(*oracle, stride=stride).permute(0, 2, 3, 1)
+    expected = expected.relu() if relu else expected
+    # A sum of up to 576 products: 3e-7 of the largest term was seen at the most.
+    assert (output.double() - expected).abs().max() <= 2e-6 * expected.abs().max()
+    assert output.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", ["100%", "7%"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_network_without_gradients_equals_float64(size, layer_norm):
+    torch.manual_seed(1)
+    network = QNetwork(paper_architecture(size, 6, layer_norm=layer_norm))
+    network.set_obs_statistics(100 * torch.rand(84, 84), 5 + 40 * torch.rand(84, 84))
+    obs = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    with torch.inference_mode():
+        actual = network(obs)
+        oracle = copy.deepcopy(network).double()
+        expected = oracle.heads[0].output(oracle.features(obs))
+    assert actual.dtype == torch.float32
+    assert (actual.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def arguments(**changes):
