@@ -53,6 +53,7 @@ def run_table(name: str, game: str, run_dir: Path, **options: Any) -> dict[str, 
         if result.stopped:
             raise SystemExit("stopped; the same command continues")
     evaluation = json.loads(evaluation_file.read_text())
+    del evaluation["commands"]  # it names the directory; `command`, below, does not
     records = read_jsonl(config.run_dir / "metrics.jsonl")
     for student in evaluation["students"]:
         start = f"students/{student['name']}/"
