@@ -56,7 +56,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--game", default="pong")
-    parser.add_argument("--updates", type=int, default=800)
+    parser.add_argument("--updates", type=int, default=DistillConfig.total_updates)
     parser.add_argument("--out", type=Path, help="also write the result there, as JSON")
     arguments = parser.parse_args()
     defaults = DistillConfig()
