@@ -170,4 +170,5 @@ def train(
 
 def _scoring_env(config: DistillConfig, game: str) -> LaneEnv:
     episodes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
-    return make_env(game, episodes, preset=config.preset, training=False)
+    threads = os.cpu_count() or 1
+    return make_env(game, episodes, preset=config.preset, training=False, num_threads=threads)
