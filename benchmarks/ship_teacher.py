@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Makes a zoo teacher of a run's: float16 weights, played 30 full episodes as they ship, and a card.
+"""Makes a zoo teacher of a run's: float16 weights, played as they ship, and a card with the scores.
 
-python benchmarks/ship_teacher.py runs/pqn pong_pqn --limits "Knows Pong without sticky actions only."
+Only the run's own files and the games played here say what the card says, apart from its limits.
+
+    python benchmarks/ship_teacher.py runs/pqn pong_pqn --limits "Never met sticky actions."
 """
 
 from __future__ import annotations
