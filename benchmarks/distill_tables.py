@@ -115,7 +115,7 @@ def render(game: str, result: dict[str, Any]) -> str:
         f"{teacher['value']:.2f} [{teacher['low']:.2f}, {teacher['high']:.2f}]. "
         "Brackets are 95% bootstrap intervals over episodes, resampled within each seed; the "
         "seeds' means stand beside them, for three seeds are too few to resample. Seeds differ in "
-        "their first weights; they share the stream of play and the batches.",
+        "their first weights; they share the stream of play and the batches. " + result["note"],
         "",
         f"### Same-size students by loss ({losses['updates']:,} updates, "
         f"{losses['training_seconds'] / 60:.0f} minutes for all nine)",
@@ -179,10 +179,15 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/tables"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=DistillConfig.total_updates)
+    parser.add_argument("--note", default="", help="what else the machine was doing")
     parser.add_argument("--render", action="store_true", help="only write docs/results.md anew")
     arguments = parser.parse_args()
     if not arguments.render:
-        result: dict[str, Any] = {"benchmark": "distill_tables", "machine": machine.describe()}
+        result: dict[str, Any] = {
+            "benchmark": "distill_tables",
+            "note": arguments.note,
+            "machine": machine.describe(),
+        }
         for name in TABLES:
             result[name] = run_table(
                 name,
