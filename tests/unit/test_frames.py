@@ -250,7 +250,9 @@ PLANE = torch.zeros(16, 16)
         ({"stride": 0}, ValueError, "input must be tiled by kernel and"),
         ({"stride": -1}, ValueError, "input must be tiled by kernel and"),
         ({"stride": 3}, ValueError, "input must be tiled by kernel and"),
-        ({"output": torch.zeros(2, 3, 3, 16)}, TypeError, "output must be bfloat16"),
+        ({"output": torch.zeros(2, 3, 3, 16).double()}, TypeError, "output must be bfloat16"),
+        # The output's type is that of the products.
+        ({"output": torch.zeros(2, 3, 3, 16)}, TypeError, "input must be float32"),
         (
             {"output": torch.zeros(2, 3, 2, 16, dtype=torch.bfloat16)},
             ValueError,

@@ -47,7 +47,8 @@ def test_a_checkpoint_labels_in_float32_even_under_autocast(tmp_path, pong):
     path = saved(tmp_path, pong)
     teacher = load_teacher(path, pong)
     obs = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
-    expected = teacher.module(obs)
+    with torch.no_grad():
+        expected = teacher.module(obs)
     with torch.autocast("cpu", torch.bfloat16):
         labels = teacher.q_values(obs)
     assert labels.dtype == torch.float32
