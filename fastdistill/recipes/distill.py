@@ -140,16 +140,13 @@ def train(
         raise ValueError("distill: game must be given, the teacher does not name one")
     keep_freed_memory()
     seed_torch(config.seed, deterministic=config.deterministic)
-    # A thread per core: here the emulators take longer than the students, unlike in teaching.
-    threads = os.cpu_count() or 1
-    env = make_env(
-        game, config.num_lanes, preset=config.preset, training=False, num_threads=threads
-    )
+    env = _make_env(config, game, config.num_lanes)
     with closing(env), ExitStack() as opened:
 
         @functools.cache
         def scoring_env() -> LaneEnv:  # half a second to make: only if it is wanted
-            return opened.enter_context(closing(_scoring_env(config, game)))
+            episodes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
+            return opened.enter_context(closing(_make_env(config, game, episodes)))
 
         teacher.check(env)
         if not resume:  # only now, so that a teacher that does not fit leaves nothing behind
@@ -168,7 +165,7 @@ def train(
     )
 
 
-def _scoring_env(config: DistillConfig, game: str) -> LaneEnv:
-    episodes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
+def _make_env(config: DistillConfig, game: str, num_lanes: int) -> LaneEnv:
+    # A thread per core: here the emulators take longer than the students, unlike in teaching.
     threads = os.cpu_count() or 1
-    return make_env(game, episodes, preset=config.preset, training=False, num_threads=threads)
+    return make_env(game, num_lanes, preset=config.preset, training=False, num_threads=threads)

@@ -249,29 +249,12 @@ def train(config: DqnConfig, *, resume: bool = False) -> TeacherResult:
             stopping = stop.requested
             every = config.checkpoint_every_steps
             if done or stopping or at.step // every > previous // every:
-                if not stopping or at.best_score is None:
-                    save_best(
-                        config.run_dir,
-                        network,
-                        env,
-                        at,
-                        episodes=0 if stopping else config.score_episodes,
-                        epsilon=config.evaluation_epsilon,
-                        seed=config.seed,
-                    )
-                    at.lap("score")
+                save_best(config, network, env, at, stopped=stopping and not done)
+                at.lap("score")
                 _checkpoint(checkpoints, learner, env, replay, at)
         summary: dict[str, Any] = {}
         if done and config.evaluation_episodes:
-            summary = evaluate_teacher(
-                config.run_dir,
-                config.game,
-                episodes=config.evaluation_episodes,
-                epsilon=config.evaluation_epsilon,
-                preset=config.preset,
-                seed=config.seed,
-                device=device,
-            )
+            summary = evaluate_teacher(config, device)
             writer.write(at.step, evaluation_metrics(summary))
     return TeacherResult(not done, at.step, at.recent_return, summary)
 

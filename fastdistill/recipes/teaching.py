@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from fastdistill.checkpoints import load_network, save_network
-from fastdistill.evaluation import evaluate
+from fastdistill.evaluation import Evaluation, evaluate
 from fastdistill.lanes import LaneEnv
 from fastdistill.networks import QNetwork
 from fastdistill.recipes.common import SCORING_SEED, TrainingState
@@ -35,47 +35,65 @@ class TeacherResult:
     evaluation: dict[str, Any]
 
 
+class TeachingConfig(Protocol):
+    """What is read here of a teacher recipe's configuration."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything is written."""
+
+    @property
+    def game(self) -> str:
+        """Atari game or gymnasium id."""
+
+    @property
+    def preset(self) -> str:
+        """Of the evaluation, too."""
+
+    @property
+    def score_episodes(self) -> int:
+        """Per checkpoint; 0 for none."""
+
+    @property
+    def evaluation_episodes(self) -> int:
+        """At the end, at least 1 here."""
+
+    @property
+    def evaluation_epsilon(self) -> float:
+        """Share of random actions in either, in [0, 1]."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything."""
+
+
 def save_best(
-    run_dir: Path,
-    network: QNetwork,
-    env: LaneEnv,
-    at: TrainingState,
-    *,
-    episodes: int,
-    epsilon: float,
-    seed: int,
+    config: TeachingConfig, network: QNetwork, env: LaneEnv, at: TrainingState, *, stopped: bool
 ) -> None:
-    """Write ``run_dir/teacher.json`` if the network plays better than every one saved before.
+    """Write the run's ``teacher.json`` if the network plays better than every one saved before.
 
     Training returns come from a policy that moved meanwhile: they say little of the network at
     hand. Ties go to the later one.
 
     Args:
-        run_dir: Of the run.
+        config: ``score_episodes`` full games judge, none of them one of the evaluation's; with 0
+            the last network is kept.
         network: To be judged and saved.
-        env: Of the training; the games are played in another of its name and preset.
+        env: Of the training; the games are played in another.
         at: Keeps the best score.
-        episodes: Full episodes to judge by; 0 saves without judging.
-        epsilon: Share of random actions in them.
-        seed: Of the run; the episodes are not those of its evaluation.
+        stopped: The run was told to stop: no time to play. The network is then saved only where
+            none was ever judged, which is better than no teacher.
     """
     score = None
-    if episodes:
-        played = evaluate(
-            network,
-            env.name,
-            episodes=episodes,
-            epsilon=epsilon,
-            preset=env.settings.get("preset", "classic"),
-            seed=SCORING_SEED + seed,
-            device=network.obs_mean.device,
-        )
-        score = played.mean
+    if stopped and at.best_score is not None:
+        return
+    if config.score_episodes and not stopped:
+        score = _play(config, network, config.score_episodes, SCORING_SEED + config.seed).mean
         if at.best_score is not None and score < at.best_score:
             return
         at.best_score = score
     save_network(
-        run_dir / "teacher",
+        config.run_dir / "teacher",
         network,
         {
             "kind": "q_values",
@@ -84,41 +102,36 @@ def save_best(
             "environment": env.settings,
             "trained_steps": at.step,
             "training_return": at.recent_return,
-            "scoring": {"mean": score, "episodes": episodes},
+            "scoring": {"mean": score, "episodes": 0 if score is None else config.score_episodes},
         },
     )
 
 
-def evaluate_teacher(
-    run_dir: Path,
-    game: str,
-    *,
-    episodes: int,
-    epsilon: float,
-    preset: str,
-    seed: int,
-    device: torch.device,
-) -> dict[str, Any]:
+def _play(config: TeachingConfig, network: QNetwork, episodes: int, seed: int) -> Evaluation:
+    return evaluate(
+        network,
+        config.game,
+        episodes=episodes,
+        epsilon=config.evaluation_epsilon,
+        preset=config.preset,
+        seed=seed,
+        device=network.obs_mean.device,
+    )
+
+
+def evaluate_teacher(config: TeachingConfig, device: torch.device) -> dict[str, Any]:
     """Play the run's teacher, write the score into its card and ``evaluation.json``.
 
     Returns:
         The score's summary as plain JSON types.
     """
-    network, card = load_network(run_dir / "teacher")
-    record = evaluate(
-        network.to(device),
-        game,
-        episodes=episodes,
-        epsilon=epsilon,
-        preset=preset,
-        seed=seed,
-        device=device,
-    )
-    summary = asdict(summarize(record.returns, game))
+    network, card = load_network(config.run_dir / "teacher")
+    record = _play(config, network.to(device), config.evaluation_episodes, config.seed)
+    summary = asdict(summarize(record.returns, config.game))
     score = {**record.to_json(), "summary": summary}
     kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
-    save_network(run_dir / "teacher", network, {**kept, "scores": [score]})
-    (run_dir / "evaluation.json").write_text(json.dumps(score, indent=2) + "\n")
+    save_network(config.run_dir / "teacher", network, {**kept, "scores": [score]})
+    (config.run_dir / "evaluation.json").write_text(json.dumps(score, indent=2) + "\n")
     return summary
 
 

@@ -33,8 +33,19 @@ def save(run_dir, network, env, at, step, **options):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(step)
-    options = {"episodes": 10, "epsilon": 0.25, "seed": 7, **options}
-    teaching.save_best(run_dir, network, env, at, **options)
+    stopped = options.pop("stopped", False)
+    config = SimpleNamespace(
+        **{
+            "run_dir": run_dir,
+            "game": "CartPole-v1",
+            "preset": "classic",
+            "score_episodes": 10,
+            "evaluation_epsilon": 0.25,
+            "seed": 7,
+            **options,
+        }
+    )
+    teaching.save_best(config, network, env, at, stopped=stopped)
 
 
 def saved_step(run_dir):
@@ -92,13 +103,32 @@ def test_without_scoring_the_last_network_is_kept(tmp_path, env, network, monkey
     monkeypatch.delattr(teaching, "evaluate")  # not played
     at = TrainingState(7)
     for step in (1, 2):
-        save(tmp_path, network, env, at, step, episodes=0)
+        save(tmp_path, network, env, at, step, score_episodes=0)
     assert saved_step(tmp_path) == (2, {"mean": None, "episodes": 0})
     assert at.best_score is None
 
 
+def test_a_stopped_run_plays_nothing_and_replaces_no_judged_teacher(
+    tmp_path, env, network, monkeypatch
+):
+    played = []
+
+    def evaluate(*_, **__):
+        played.append(1)
+        return SimpleNamespace(mean=-21.0)
+
+    monkeypatch.setattr(teaching, "evaluate", evaluate)
+    at = TrainingState(7)
+    save(tmp_path, network, env, at, 1, stopped=True)
+    assert saved_step(tmp_path) == (1, {"mean": None, "episodes": 0})
+    save(tmp_path, network, env, at, 2)
+    save(tmp_path, network, env, at, 3, stopped=True)
+    assert saved_step(tmp_path) == (2, {"mean": -21.0, "episodes": 10})
+    assert len(played) == 1
+
+
 def test_the_score_is_what_the_network_plays(tmp_path, env, network):
     at = TrainingState(7)
-    save(tmp_path, network, env, at, 1, episodes=2, epsilon=0.0)
+    save(tmp_path, network, env, at, 1, score_episodes=2, evaluation_epsilon=0.0)
     # Equal action values: always the first action, to the left, which falls within 12 steps.
     assert 8 <= at.best_score <= 12
