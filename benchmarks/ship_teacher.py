@@ -59,7 +59,7 @@ def described(run_dir: Path, card: dict[str, Any]) -> str:
     options = ", ".join(f"{key} {value}" for key, value in chosen.items())
     return (
         f"{stored['recipe']}, {card['trained_steps']:,} agent steps, run of {seconds / 60:.0f} "
-        f"minutes on two CPU cores ({options})"
+        f"minutes ({options})"
     )
 
 

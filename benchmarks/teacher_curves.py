@@ -6,7 +6,7 @@ each teacher at each epsilon, and writes benchmarks/results/teachers_GAME.json (
 recipes in it are kept) and the figure docs/images/teachers_GAME.png.
 
     OMP_NUM_THREADS=1 fastdistill teacher dqn --run-dir runs/dqn --stop-at-return 18.8
-    OMP_NUM_THREADS=1 fastdistill teacher pqn --run-dir runs/pqn --stop-at-return 19
+    OMP_NUM_THREADS=1 fastdistill teacher pqn --run-dir runs/pqn
     python benchmarks/teacher_curves.py runs/dqn runs/pqn
 """
 

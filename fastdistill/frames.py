@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Convolutions of small images on CPUs that multiply bfloat16, several times torch's speed.
+"""Convolutions of small images on CPUs that multiply bfloat16, quicker than torch's.
 
 The first layer takes the uint8 frames themselves and standardises them on the way. Images are
 ``[batch, height, width, channels]``. In bfloat16, activations and the weights' operands are rounded

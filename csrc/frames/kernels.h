@@ -25,8 +25,8 @@ template <class Element>
 struct Product {
   Window window;
   const Element* input;
-  const Element*
-      weight;         // [runs][run_length / 2][filters][2]; of float [runs][run_length][filters]
+  // [runs][run_length / 2][filters][2]; of float [runs][run_length][filters]
+  const Element* weight;
   const float* bias;  // [filters] or null
   bool relu;
   Element* output;

@@ -197,7 +197,7 @@ def test_float32_convolution_equals_float64(filters, channels, kernel, stride, e
     oracle = [t.double() for t in (images.permute(0, 3, 1, 2), weight, bias)]
     expected = F.conv2d(*oracle, stride=stride).permute(0, 2, 3, 1)
     expected = expected.relu() if relu else expected
-    # A sum of up to 576 products: 3e-7 of the largest term was seen at the most.
+    # Sums of up to 576 products in another order: 1.7e-6 was the most in 20 seeds of each case.
     assert (output.double() - expected).abs().max() <= 2e-6 * expected.abs().max()
     assert output.dtype == torch.float32
 
