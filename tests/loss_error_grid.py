@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Measures the largest errors of the distillation losses against the oracle, as one JSON object.
 
-`python tests/loss_error_grid.py [--full]` prints {isa, errors: {kind: {dtype: {...}}}}, errors in
-the units of the bounds in tests/support.py and shares as parts of these bounds. It is a script,
-because FASTDISTILL_CPU, which forces an instruction set, is read once per process.
+`python tests/loss_error_grid.py [--full | --search ROWS]` prints {isa, errors: {kind: {dtype:
+{...}}}}, errors in the units of the bounds in tests/support.py and shares as parts of these bounds.
+The grid has every length and dtype; the search draws temperatures of both sides and Q-values at
+random, most of them where an exponent's rounding shows. It is a script, because FASTDISTILL_CPU,
+which forces an instruction set, is read once per process.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ import argparse
 import itertools
 import json
 import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from loss_oracle import distill_truth
 from support import (
@@ -30,15 +35,28 @@ from support import (
     random_logits,
     temperature_options,
 )
+from torch import Tensor
 
 import fastdistill as fd
 from fastdistill import _core
 
 PAIRS = [(dtype, dtype) for dtype in DTYPES]
 PAIRS += [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)]
+SEARCHED_ACTIONS = (2, 3, 4, 6, 9, 17, 18, 18, 19, 33, 40, 63, 64, 65, 100, 129, 300, 1000)
 
 
-def cases(full: bool) -> Any:
+@dataclass(frozen=True)
+class Case:
+    """Logits, the options of a loss, and what tells this case from others."""
+
+    kind: str
+    student: Tensor
+    teacher: Tensor
+    options: dict[str, float]
+    where: dict[str, Any]
+
+
+def grid_points(full: bool) -> Iterator[tuple[int, float, float, float | None]]:
     """(actions, temperature, q_scale, noise) of the grid."""
     if full:
         yield from itertools.product(ACTIONS, TEMPERATURES, Q_SCALES, (None, 1e-2))
@@ -48,11 +66,10 @@ def cases(full: bool) -> Any:
     yield from ((50257, temperature, 1.0, None) for temperature in (0.01, 1.0))
 
 
-def measure(full: bool) -> dict[str, dict[str, dict[str, Any]]]:
-    """The largest error of each kind and pair of dtypes, with the case where it occurred."""
-    errors: dict[str, dict[str, dict[str, Any]]] = {}
+def grid(full: bool) -> Iterator[Case]:
+    """Every kind and pair of dtypes at each point of the grid."""
     for (actions, temperature, q_scale, noise), (dtype, other), kind in itertools.product(
-        cases(full), PAIRS, KINDS
+        grid_points(full), PAIRS, KINDS
     ):
         if kind in ("nll", "mse") and temperature != 1.0:
             continue
@@ -63,34 +80,81 @@ def measure(full: bool) -> dict[str, dict[str, dict[str, Any]]]:
             batch, actions, dtype=dtype, teacher_dtype=other, q_scale=q_scale, noise=noise
         )
         options = temperature_options(kind, temperature)
-        truth = distill_truth(kind, student, teacher, reduction="none", **options)
-        loss, grad = fd.distill_loss_and_grad(kind, student, teacher, reduction="none", **options)
-        eps = epsilon(student, teacher)
-        found = {
+        where = {"actions": actions, "q_scale": q_scale, "noise": noise, **options}
+        yield Case(kind, student, teacher, options, where)
+
+
+def search(rows: int) -> Iterator[Case]:
+    """At least so many random rows of each kind with two temperatures and arithmetic."""
+    random = np.random.default_rng(1)
+    for kind, dtype in itertools.product(
+        ("kl", "reverse_kl", "jsd"), (torch.float32, torch.float64)
+    ):
+        drawn = 0
+        while drawn < rows:
+            actions = int(random.choice(SEARCHED_ACTIONS))
+            temperature = 10 ** random.uniform(-6, 1)
+            student_temperature = random.choice([1.0, temperature, 10 ** random.uniform(-3, 1)])
+            q_scale = 10 ** random.uniform(-2, 4)
+            # Exponents of 1 to 100 on either side: small enough to count, large enough to be rough.
+            if random.random() < 0.7:
+                q_scale = temperature * 10 ** random.uniform(0, 2)
+            if random.random() < 0.5:
+                student_temperature = np.clip(q_scale / 10 ** random.uniform(0, 2), 1e-6, 1e4)
+            batch = max(10, min(rows, 2000) // (1 if actions <= 64 else 4))
+            student, teacher = random_logits(
+                batch,
+                actions,
+                dtype=dtype,
+                q_scale=q_scale,
+                noise=1e-2 if random.random() < 0.3 else None,
+                seed=int(random.integers(2**40)),
+            )
+            options = {
+                "temperature": float(temperature),
+                "student_temperature": float(student_temperature),
+            }
+            yield Case(kind, student, teacher, options, {"actions": actions, **options})
+            drawn += batch
+
+
+def measure(cases: Iterable[Case]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The largest error of each kind and pair of dtypes, with the case where it occurred."""
+    errors: dict[str, dict[str, dict[str, Any]]] = {}
+    for case in cases:
+        logits = (case.student, case.teacher)
+        truth = distill_truth(case.kind, *logits, reduction="none", **case.options)
+        loss, grad = fd.distill_loss_and_grad(case.kind, *logits, reduction="none", **case.options)
+        eps = epsilon(*logits)
+        found: dict[str, float] = {
             "loss": loss_error_ulps(loss, truth, eps),
             "grad": grad_error_ulps(grad, truth, eps),
         }
-        most, most_grad = bound_ulps(kind, eps, actions)
+        most, most_grad = bound_ulps(case.kind)
         found["loss_share"] = found["loss"] / most
         found["grad_share"] = found["grad"] / most_grad
-        name = str(dtype)[6:] if dtype == other else f"{str(dtype)[6:]}/{str(other)[6:]}"
-        largest = errors.setdefault(kind, {}).setdefault(name, {})
-        where = [actions, temperature, q_scale, noise]
+        names = [str(tensor.dtype).removeprefix("torch.") for tensor in logits]
+        name = names[0] if names[0] == names[1] else "/".join(names)
+        largest = errors.setdefault(case.kind, {}).setdefault(name, {"rows": 0})
+        largest["rows"] += len(case.student)
         for key, value in found.items():
             if not value <= largest.get(key, -1.0):
                 largest[key] = value
-                largest[f"{key}_at"] = where
+                largest[f"{key}_at"] = case.where
     return errors
 
 
 def main() -> None:
     """Prints the measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="the whole grid; minutes")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--full", action="store_true", help="the whole grid; minutes")
+    which.add_argument("--search", type=int, metavar="ROWS", help="random rows instead of the grid")
     arguments = parser.parse_args()
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    print(json.dumps({"isa": _core.cpu_isa(), "errors": measure(arguments.full)}))
+    cases = grid(arguments.full) if arguments.search is None else search(arguments.search)
+    print(json.dumps({"isa": _core.cpu_isa(), "errors": measure(cases)}))
 
 
 if __name__ == "__main__":

@@ -11,19 +11,55 @@
 namespace fastdistill {
 inline namespace FASTDISTILL_ISA {
 
-// Sums over a row are kept in strips of kStripVectors, about the root of the longest sum: an error
-// grows with the length of a chain of additions.
+// The sum of many vectors with the rounding errors of its additions, exact to about twice the
+// precision (Neumaier's summation without its comparison, by Knuth's two-sum).
+template <class M>
+struct ExactSum {
+  typename M::V sum{};
+  typename M::V error{};
+
+  FASTDISTILL_HD void add(typename M::V value) {
+    const typename M::V total = sum + value;
+    const typename M::V added = total - sum;
+    error += (sum - (total - added)) + (value - added);
+    sum = total;
+  }
+  FASTDISTILL_HD typename M::V value() const {
+    // inf - inf in the error must not turn an infinite sum into NaN.
+    return error == error ? sum + error : sum;
+  }
+  FASTDISTILL_HD double value_of_lanes() const {
+    double result = 0.0;
+    for (int i = 0; i < M::kLanes; ++i) {
+      result += static_cast<double>(sum[i]);
+      if (error[i] == error[i]) result += static_cast<double>(error[i]);
+    }
+    return result;
+  }
+};
+
+template <class M>
+struct PlainSum {
+  typename M::V sum{};
+  FASTDISTILL_HD void add(typename M::V value) { sum += value; }
+  FASTDISTILL_HD typename M::V value() const { return sum; }
+};
+
+// Sums over a row are kept in strips of kStripVectors, because an error grows with the length of a
+// chain of additions. Strips are added in a RowSum.
 
 // Lane i is row i, vector j is action j: a reduction over actions is vertical and done already.
-template <class M>
+template <class M, class Sum>
 struct RowPerLane {
-  static constexpr int64_t kStripVectors = 16;
+  static constexpr int64_t kStripVectors = 6;
+  using RowSum = Sum;
   using V = typename M::V;
   using Mask = typename M::Mask;
   static FASTDISTILL_HD V load(const typename M::Real* p, int64_t, typename M::Real) {
     return M::load(p);
   }
   static FASTDISTILL_HD void store(typename M::Real* p, int64_t, V v) { M::store(p, v); }
+  static FASTDISTILL_HD void fetch(const typename M::Real*, int64_t) {}
   static FASTDISTILL_HD V sum(V v) { return v; }
   static FASTDISTILL_HD Mask first(Mask hit, Mask found) { return hit & ~found; }
   static FASTDISTILL_HD Mask any(Mask mask) { return mask; }
@@ -32,7 +68,8 @@ struct RowPerLane {
 // One row: vector j holds the actions j * lanes ..., and the last vector may be partly empty.
 template <class M>
 struct RowAcrossLanes {
-  static constexpr int64_t kStripVectors = 64;
+  static constexpr int64_t kStripVectors = 8;
+  using RowSum = ExactSum<M>;
   using V = typename M::V;
   using Mask = typename M::Mask;
   static FASTDISTILL_HD V load(const typename M::Real* p, int64_t left, typename M::Real fill) {
@@ -40,6 +77,9 @@ struct RowAcrossLanes {
   }
   static FASTDISTILL_HD void store(typename M::Real* p, int64_t left, V v) {
     left >= M::kLanes ? M::store(p, v) : M::store_first(p, left, v);
+  }
+  static FASTDISTILL_HD void fetch(const typename M::Real* p, int64_t ahead) {
+    __builtin_prefetch(p + ahead, 0, 2);
   }
   static FASTDISTILL_HD V sum(V v) { return M::broadcast(horizontal_sum<M>(v)); }
   static FASTDISTILL_HD Mask first(Mask hit, Mask found) {
@@ -70,47 +110,27 @@ struct RowBlock {
   Real* second;
   Real* third;
   Real* fourth;
+  // Elements from this row's logits to the next row's, which are fetched meanwhile: no hardware
+  // follows a row's three passes over memory to the row after it. 0 for none.
+  int64_t student_ahead = 0;
+  int64_t teacher_ahead = 0;
 };
 
 template <class M>
 struct RowSettings {
   using Real = typename M::Real;
-  Real student_factor;
-  Real teacher_factor;
+  Factor<Real> student_factor;
+  Factor<Real> teacher_factor;
   Real teacher_share;  // of the mixture: beta, and 1 - beta
   Real student_share;
   Real student_scale;  // reduction scale / student_temperature, on the gradient
 
   explicit RowSettings(const DistillArgs& args)
-      : student_factor(exponent_factor<Real>(args.student_temperature)),
-        teacher_factor(exponent_factor<Real>(args.temperature)),
+      : student_factor(args.student_temperature),
+        teacher_factor(args.temperature),
         teacher_share(static_cast<Real>(args.beta)),
         student_share(static_cast<Real>(1.0 - args.beta)),
         student_scale(static_cast<Real>(args.scale / args.student_temperature)) {}
-};
-
-// The sum of many vectors with the rounding errors of its additions, exact to about twice the
-// precision (Neumaier's summation without its comparison, by Knuth's two-sum).
-template <class M>
-struct ExactSum {
-  typename M::V sum{};
-  typename M::V error{};
-
-  FASTDISTILL_HD void add(typename M::V value) {
-    const typename M::V total = sum + value;
-    const typename M::V added = total - sum;
-    error += (sum - (total - added)) + (value - added);
-    sum = total;
-  }
-  FASTDISTILL_HD double value() const {
-    double result = 0.0;
-    for (int i = 0; i < M::kLanes; ++i) {
-      result += static_cast<double>(sum[i]);
-      // inf - inf in the error must not turn an infinite loss into NaN.
-      if (error[i] == error[i]) result += static_cast<double>(error[i]);
-    }
-    return result;
-  }
 };
 
 template <class M, LossKind kind, class Layout>
@@ -119,6 +139,7 @@ struct RowKernel {
   using Mask = typename M::Mask;
   using Real = typename M::Real;
   using F = RowMath<M>;
+  using RowSum = typename Layout::RowSum;
 
   // Row losses without weight. Hands `emit` a function that gives weight * scale times the gradient
   // of the vector of elements at an offset; emit may call it in any order, more than once, or
@@ -149,7 +170,7 @@ struct RowKernel {
       return F::mse_difference(Layout::load(rows.student + i, left, Real(0)),
                                Layout::load(rows.teacher + i, left, Real(0)));
     };
-    V sum{};
+    RowSum sum;
     for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
       V part{};
       const int64_t end = strip_end(strip, rows.elements);
@@ -157,12 +178,12 @@ struct RowKernel {
         const V difference = difference_at(i);
         part = M::multiply_add(difference, difference, part);
       }
-      sum += part;
+      sum.add(part);
     }
     const V factor = weight * (settings.student_scale * Real(2));
     const Mask silent = weight == V{};
     emit([&](int64_t i) { return silent ? V{} : factor * difference_at(i); });
-    return silent ? V{} : Layout::sum(sum);
+    return silent ? V{} : Layout::sum(sum.value());
   }
 
   template <class Emit>
@@ -208,7 +229,9 @@ struct RowKernel {
   static FASTDISTILL_HD Sums exponentials(const RowBlock<M>& rows, const RowSettings<M>& settings) {
     const V shift_s = F::shift_of(rows.student_max);
     const V shift_t = F::shift_of(rows.teacher_max);
-    Sums sums{};
+    RowSum sum_s;
+    RowSum sum_t;
+    RowSum cross;
     Mask found{};
     for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
       Sums part{};
@@ -216,6 +239,8 @@ struct RowKernel {
       for (int64_t i = strip; i < end; i += M::kLanes) {
         const V s = Layout::load(rows.student + i, rows.elements - i, -M::infinity());
         const V t = Layout::load(rows.teacher + i, rows.elements - i, -M::infinity());
+        Layout::fetch(rows.student + i, rows.student_ahead);
+        Layout::fetch(rows.teacher + i, rows.teacher_ahead);
         const V z_s = F::shifted(s, shift_s, settings.student_factor);
         const V e_s = M::exp2(z_s);
         V z_t;
@@ -248,11 +273,11 @@ struct RowKernel {
           M::store(rows.fourth + i, z_t);
         }
       }
-      sums.s += part.s;
-      sums.t += part.t;
-      sums.cross += part.cross;
+      sum_s.add(part.s);
+      sum_t.add(part.t);
+      cross.add(part.cross);
     }
-    return {Layout::sum(sums.s), Layout::sum(sums.t), Layout::sum(sums.cross)};
+    return {Layout::sum(sum_s.value()), Layout::sum(sum_t.value()), Layout::sum(cross.value())};
   }
 
   // Gives gradient 0 to silent rows, even of NaN, and to an action that the student rules out and
@@ -275,8 +300,8 @@ struct RowKernel {
     const V inverse_t = F::constant(1) / sums.t;
     const V log2_sum_s = M::log2(sums.s);
     const V log2_sum_t = M::log2(sums.t);
-    V loss{};
-    V mean{};
+    RowSum loss;
+    RowSum sum_mean;
     for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
       V part_loss{};
       V part_mean{};
@@ -290,16 +315,16 @@ struct RowKernel {
         part_mean += q == V{} ? V{} : q * log2_m.log2_m_over_q;
         M::store(rows.third + i, log2_m.log2_m_over_q);
       }
-      loss += part_loss;
-      mean += part_mean;
+      loss.add(part_loss);
+      sum_mean.add(part_mean);
     }
-    mean = Layout::sum(mean);
+    const V mean = Layout::sum(sum_mean.value());
     emit([&](int64_t i) {
       const V q = M::load(rows.first + i) * inverse_s;
       const V grad = factor * F::jsd_grad(q, M::load(rows.third + i), mean, share);
       return silent ? V{} : grad;
     });
-    return F::at_least_zero(Layout::sum(loss));
+    return F::at_least_zero(Layout::sum(loss.value()));
   }
 };
 

@@ -15,16 +15,16 @@ namespace fastdistill::cuda {
 
 template <class Real>
 struct Settings {
-  Real student_factor;
-  Real teacher_factor;
+  Factor<Real> student_factor;
+  Factor<Real> teacher_factor;
   Real teacher_share;  // of the mixture: beta, and 1 - beta
   Real student_share;
   Real loss_scale;  // of the reduction
   Real grad_scale;  // the same / student_temperature
 
   explicit Settings(const DistillArgs& args)
-      : student_factor(exponent_factor<Real>(args.student_temperature)),
-        teacher_factor(exponent_factor<Real>(args.temperature)),
+      : student_factor(args.student_temperature),
+        teacher_factor(args.temperature),
         teacher_share(static_cast<Real>(args.beta)),
         student_share(static_cast<Real>(1.0 - args.beta)),
         loss_scale(static_cast<Real>(args.scale)),

@@ -20,13 +20,26 @@ inline namespace FASTDISTILL_ISA {
 
 inline constexpr double kLn2 = 0.69314718055994530942;
 inline constexpr double kLog2E = 1.44269504088896340736;
+inline constexpr double kLog2ELow = 2.0355273740931033e-17;  // log2(e) - kLog2E
 
-// What a temperature makes of a logit's distance from the maximum. Above 0, so that a logit of -inf
-// stays -inf.
+// One row's temperature as the factor log2(e) / temperature, split so that the product with the
+// shifted logit is rounded once: a rounded factor alone would scale every exponent of the row
+// alike. Both parts are above 0, so that a logit of -inf makes both products -inf, and never NaN.
 template <class Real>
-inline Real exponent_factor(double temperature) {
-  return static_cast<Real>(kLog2E / temperature);
-}
+struct Factor {
+  Real high;
+  Real low;
+
+  explicit Factor(double temperature) {
+    const double quotient = kLog2E / temperature;
+    const double rest = (__builtin_fma(-quotient, temperature, kLog2E) + kLog2ELow) / temperature;
+    high = static_cast<Real>(quotient);
+    const auto below = [&] { return (quotient - static_cast<double>(high)) + rest; };
+    constexpr Real ulp = sizeof(Real) == 8 ? Real(0x1p-52) : Real(0x1p-23);
+    if (below() <= 0.0) high -= high * ulp;
+    low = static_cast<Real>(below());
+  }
+};
 
 template <class Math>
 struct RowMath {
@@ -41,8 +54,10 @@ struct RowMath {
   static FASTDISTILL_HD V at_least_zero(V value) { return Math::at_least(value, constant(0)); }
 
   // z of the comment above; NaN stays NaN, and -inf becomes hugely negative.
-  static FASTDISTILL_HD V shifted(V logit, V shift, Real factor) {
-    return Math::at_least((logit - shift) * factor, constant(-1e38));
+  static FASTDISTILL_HD V shifted(V logit, V shift, Factor<Real> factor) {
+    const V distance = logit - shift;
+    const V z = Math::multiply_add(distance, constant(factor.high), distance * factor.low);
+    return Math::at_least(z, constant(-1e38));
   }
 
   // A row without any unmasked action has no maximum; shifting by 0 keeps all its e at 0.
