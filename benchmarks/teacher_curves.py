@@ -28,6 +28,7 @@ from fastdistill.statistics import summarize
 
 HERE = Path(__file__).parent
 WINDOW_EPISODES = 50
+GOALS = {"pong": 18, "breakout": 250, "freeway": 30, "qbert": 8000}  # means worth a teacher's name
 
 
 def curve_of(run_dir: Path) -> list[dict[str, float]]:
@@ -82,7 +83,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes[0].set_ylabel(f"training return, last {WINDOW_EPISODES} episodes")
     axes[1].set_xlabel("million agent steps")
     for axis in axes:
-        axis.axhline(18, color="0.6", linewidth=1, linestyle="--")
+        if result["game"] in GOALS:
+            axis.axhline(GOALS[result["game"]], color="0.6", linewidth=1, linestyle="--")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, loc="lower right")
@@ -98,29 +100,35 @@ def main() -> None:
     parser.add_argument("run_dirs", type=Path, nargs="+")
     parser.add_argument("--note", default="", help="what else the machine was doing")
     arguments = parser.parse_args()
+    games = {
+        json.loads((run_dir / "config.json").read_text())["config"]["game"]
+        for run_dir in arguments.run_dirs
+    }
+    if len(games) > 1:
+        parser.error(f"run_dirs must be of one game, got {sorted(games)}")
+    game = games.pop()
     runs = []
     for run_dir in arguments.run_dirs:
         stored = json.loads((run_dir / "config.json").read_text())
         stored["config"].pop("run_dir")
         curve = curve_of(run_dir)
-        reached = next((point for point in curve if point["return"] >= 18), None)
+        goal = GOALS.get(game)
+        reached = next((point for point in curve if goal and point["return"] >= goal), None)
         runs.append(
             {
                 "recipe": stored["recipe"],
                 "config": stored["config"],
                 "note": arguments.note,
                 "machine": machine.describe(),
-                "reached_18": reached,
-                "evaluations": [
-                    judge(run_dir, stored["config"]["game"], epsilon) for epsilon in (0.05, 0.01)
-                ],
+                "goal": goal,
+                "reached_goal": reached,
+                "evaluations": [judge(run_dir, game, epsilon) for epsilon in (0.05, 0.01)],
                 "curve": curve,
             }
         )
         for entry in runs[-1]["evaluations"]:
             mean = entry["summary"]["mean"]
             print(stored["recipe"], f"epsilon {entry['epsilon']}", f"mean {mean['value']:.2f}")
-    game = runs[0]["config"]["game"]
     path = HERE / "results" / f"teachers_{game}.json"
     kept = json.loads(path.read_text())["runs"] if path.exists() else []
     fresh = {run["recipe"] for run in runs}

@@ -189,6 +189,7 @@ TestReplayAgainstOracle.settings = settings(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)  # ten minutes on an idle core
 class TestReplayAgainstOracleLong(ReplayMachine.TestCase):
     settings = settings(
         max_examples=2000,
