@@ -105,20 +105,20 @@ def render(game: str, result: dict[str, Any]) -> str:
     losses, compression = result["losses"], result["compression"]
     teacher = losses["teacher"]["summary"]["mean"]
     where = result["machine"]
+    seeds = groups_of(losses)[0]["seeds"]
     lines = [
         f"## {game.capitalize()}",
         "",
         f"`benchmarks/results/distill_{game}.json`, made by `python benchmarks/distill_tables.py "
-        f"--game {game}` on {where['cores']} cores of {where['cpu']}, torch {where['torch']}. "
+        f"--game {game}{_flags(seeds, losses['updates'])}` on {where['cores']} cores of {where['cpu']}, torch {where['torch']}. "
         f"Preset {losses['preset']}, epsilon {losses['epsilon']}, {losses['episodes']} full "
         "episodes per student, none of which chose a checkpoint. The teacher scores "
         f"{teacher['value']:.2f} [{teacher['low']:.2f}, {teacher['high']:.2f}]. "
-        "Brackets are 95% bootstrap intervals over episodes, resampled within each seed; the "
-        "seeds' means stand beside them, for three seeds are too few to resample. Seeds differ in "
-        "their first weights; they share the stream of play and the batches. " + result["note"],
+        f"Brackets are 95% bootstrap intervals over episodes{_about_seeds(seeds)}. "
+        + result["note"],
         "",
         f"### Same-size students by loss ({losses['updates']:,} updates, "
-        f"{losses['training_seconds'] / 60:.0f} minutes for all nine)",
+        f"{losses['training_seconds'] / 60:.0f} minutes for all {len(losses['students'])})",
         "",
         "| loss | mean score | seeds' means | share of the teacher above random | agreement | KL | "
         "paper, recalled: score (DQN " + f"{PAPER_LOSSES.get(game, {}).get('teacher', '-')}) |",
@@ -130,7 +130,7 @@ def render(game: str, result: dict[str, Any]) -> str:
     lines += [
         "",
         f"### Compression with kl ({compression['updates']:,} updates, "
-        f"{compression['training_seconds'] / 60:.0f} minutes for all twelve)",
+        f"{compression['training_seconds'] / 60:.0f} minutes for all {len(compression['students'])})",
         "",
         "| student | parameters | MFLOP | mean score | seeds' means | share of the teacher above "
         "random | agreement | KL | paper: share of DQN, ten games |",
@@ -143,6 +143,22 @@ def render(game: str, result: dict[str, Any]) -> str:
             f"{f'{paper}%' if paper else '-'} |"
         )
     return "\n".join([*lines, ""])
+
+
+def _flags(seeds: int, updates: int) -> str:
+    return (f" --seeds {seeds}" if seeds != 3 else "") + (
+        f" --updates {updates}" if updates != DistillConfig.total_updates else ""
+    )
+
+
+def _about_seeds(seeds: int) -> str:
+    if seeds == 1:
+        return " of the one seed: how much seeds differ was not measured"
+    return (
+        f", resampled within each seed; the seeds' means stand beside them, for {seeds} seeds are "
+        "too few to resample. Seeds differ in their first weights; they share the stream of play "
+        "and the batches"
+    )
 
 
 def _cells(row: dict[str, Any]) -> str:

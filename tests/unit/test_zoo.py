@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fastdistill.checkpoints import read_card
@@ -26,6 +28,20 @@ def test_cards_say_what_a_user_must_know(name):
         assert score["mean"] == pytest.approx(sum(score["returns"]) / score["episodes"], abs=0.005)
         for key in ("preset", "epsilon", "seed", "num_lanes"):
             assert key in score
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_the_documented_scores_are_the_cards(name):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "teachers.md").read_text()
+    rows = page[page.index(f"| `zoo:{name}` |") :].splitlines()
+    card = read_card(checkpoint_path(f"zoo:{name}"))
+    for row, score in zip(rows, card["scores"], strict=False):
+        low, high = score["interval95"]
+        assert row.split("|")[2:5] == [
+            f" {score['preset']}, {score['epsilon']} ",
+            f" {score['mean']:.2f} [{low:.2f}, {high:.2f}] ",
+            f" {score['iqm']:.2f} ",
+        ]
 
 
 @pytest.mark.slow
