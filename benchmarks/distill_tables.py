@@ -110,7 +110,8 @@ def render(game: str, result: dict[str, Any]) -> str:
         f"## {game.capitalize()}",
         "",
         f"`benchmarks/results/distill_{game}.json`, made by `python benchmarks/distill_tables.py "
-        f"--game {game}{_flags(seeds, losses['updates'])}` on {where['cores']} cores of {where['cpu']}, torch {where['torch']}. "
+        f"--game {game}{_flags(seeds, losses['updates'])}` on {where['cores']} cores of "
+        f"{where['cpu']}, torch {where['torch']}. "
         f"Preset {losses['preset']}, epsilon {losses['epsilon']}, {losses['episodes']} full "
         "episodes per student, none of which chose a checkpoint. The teacher scores "
         f"{teacher['value']:.2f} [{teacher['low']:.2f}, {teacher['high']:.2f}]. "
@@ -130,7 +131,8 @@ def render(game: str, result: dict[str, Any]) -> str:
     lines += [
         "",
         f"### Compression with kl ({compression['updates']:,} updates, "
-        f"{compression['training_seconds'] / 60:.0f} minutes for all {len(compression['students'])})",
+        f"{compression['training_seconds'] / 60:.0f} minutes for all "
+        f"{len(compression['students'])})",
         "",
         "| student | parameters | MFLOP | mean score | seeds' means | share of the teacher above "
         "random | agreement | KL | paper: share of DQN, ten games |",
