@@ -163,6 +163,31 @@ class LaneEnv:
         self._seed_lanes(np.ones(self.num_lanes, np.bool_))
         return self.obs
 
+    def spread(self, steps: int) -> None:
+        """Bring the lanes out of step: random play, in which they start anew one after another.
+
+        Where episodes have one length (Freeway's clock), lanes that start together end together,
+        again and again, and every batch is of one moment of the game.
+
+        Args:
+            steps: Steps of every lane; lane i starts at step ``steps * i / num_lanes``. Their
+                episodes are not reported.
+
+        Raises:
+            RuntimeError: Before the first ``reset``.
+            ValueError: ``steps`` is negative.
+        """
+        if steps < 0:
+            raise ValueError(f"LaneEnv.spread: steps must be at least 0, got {steps}")
+        rng = np.random.default_rng([*self._seed, steps])
+        starts = steps * np.arange(self.num_lanes) // self.num_lanes
+        for time in range(steps):
+            chosen = (starts == time) & (time > 0)
+            if chosen.any():
+                self._reseeds += chosen
+                self._seed_lanes(chosen)
+            self.step(rng.integers(self.num_actions, size=self.num_lanes))
+
     def _seed_lanes(self, chosen: NDArray[np.bool_]) -> None:
         seeds = np.array(
             [

@@ -70,6 +70,9 @@ class PqnConfig:
     """End early once the mean of the last 50 training episodes reaches this."""
     num_lanes: int = 32
     """Games played at once."""
+    spread_steps: int = 2_000
+    """Random steps of each lane before the first rollout, over which the lanes start one by one: no
+    batch is of one moment of the game. Not counted in total_steps."""
     rollout_steps: int = 32
     """Steps of each lane between two learning phases."""
     epochs: int = 2
@@ -124,6 +127,8 @@ class PqnConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"PqnConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if self.spread_steps < 0:
+            raise ValueError(f"PqnConfig: spread_steps must be at least 0, got {self.spread_steps}")
         for name in ("discount", "trace_decay", "epsilon_end", "evaluation_epsilon"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"PqnConfig: {name} must be in [0, 1], got {getattr(self, name)}")
@@ -156,6 +161,7 @@ def train(config: PqnConfig, *, resume: bool = False) -> TeacherResult:
         mean, std = observation_statistics(env, seed=(config.seed, STATISTICS_STREAM))
         network.set_obs_statistics(torch.from_numpy(mean), torch.from_numpy(std))
         env.reset((config.seed, TRAINING_STREAM))
+        env.spread(config.spread_steps)
     else:
         tensors, card = loaded
         restore_network(network, tensors)

@@ -40,7 +40,7 @@ def tiny(recipe: str, run_dir: Path, **changes):
         **changes,
     }
     if recipe == "pqn":
-        return PqnConfig(rollout_steps=16, batch_size=32, **common)
+        return PqnConfig(rollout_steps=16, batch_size=32, spread_steps=40, **common)
     return DqnConfig(
         batch_size=16,
         samples_per_step=2,

@@ -300,6 +300,35 @@ def test_reseeding_keeps_logs_short_and_episodes_whole(monkeypatch):
     np.testing.assert_array_equal(env.obs, other.obs)
 
 
+def test_spread_lanes_start_one_after_another_and_are_restored():
+    env, other = make_atari("breakout", 4), make_atari("breakout", 4)
+    env.reset((7, 2))
+    env.spread(82)
+    state = env.state()
+    assert state.lengths_steps.tolist() == [82, 82 - 20, 82 - 41, 82 - 61]
+    other.restore(state)
+    np.testing.assert_array_equal(env.obs, other.obs)
+    action = np.zeros(4, np.int64)
+    np.testing.assert_array_equal(env.step(action).frame, other.step(action).frame)
+    with pytest.raises(ValueError, match=r"LaneEnv.spread: steps must be at least 0, got -1"):
+        env.spread(-1)
+
+
+@pytest.mark.parametrize(("spread_steps", "together"), [(0, True), (2000, False)])
+def test_freeway_games_end_together_unless_spread(spread_steps, together):
+    # Every game of Freeway lasts 2,041 to 2,048 steps.
+    env = make_atari("freeway", 4, num_threads=2)
+    env.reset(3)
+    env.spread(spread_steps)
+    ends: dict[int, int] = {}
+    for time in range(2050):
+        for lane in np.flatnonzero(env.step(np.zeros(4, np.int64)).boundary):
+            ends.setdefault(int(lane), time)
+    gaps = np.diff(sorted(ends.values()))
+    assert len(ends) == 4
+    assert (gaps < 20).all() if together else (gaps > 400).all()
+
+
 def test_restore_right_after_a_reset():
     env, other = make_atari("pong", 2), make_atari("pong", 2)
     env.reset(3)
