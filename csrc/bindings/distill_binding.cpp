@@ -7,6 +7,7 @@
 #include "bindings/gradient_pool.h"
 #include "bindings/loss_arguments.h"
 #include "bindings/loss_binding.h"
+#include "bindings/result_tensor.h"
 #include "losses/cpu_dispatch.h"
 
 namespace py = pybind11;
@@ -121,19 +122,6 @@ bool share_memory(const dlpack::Tensor& a, const Matrix& b, const DistillArgs& a
          b_begin < a_begin + bytes(row_stride(a), a.dtype.bits / 8);
 }
 
-// A gradient of our own: contiguous where memory is recycled, else as torch.empty_like lays it out.
-py::object new_gradient(const Call& call, py::handle student) {
-  const dlpack::Tensor& like = call.student;
-  const std::int64_t bytes = like.shape[0] * like.shape[1] * like.dtype.bits / 8;
-  if (like.device.type == dlpack::kCpu && bytes >= kMinPooledBytes) {
-    return pooled_tensor(like.shape[0], like.shape[1], like.dtype);
-  }
-  py::object grad = empty_like(call.student_owner ? py::handle(call.student_owner) : student);
-  // empty_like keeps the strides of a dense tensor, also those of a transposed one.
-  return has_adjacent_columns(view_of(grad, {"distill", "grad"})) ? grad
-                                                                  : grad.attr("contiguous")();
-}
-
 void check_out_grad(const Call& call, py::handle out_grad, const char* function) {
   const ArgumentName name{function, "out_grad"};
   const dlpack::Tensor view = view_of(out_grad, name);
@@ -157,7 +145,8 @@ void check_out_grad(const Call& call, py::handle out_grad, const char* function)
 void place_gradient(Call& call, py::handle student, py::handle out_grad, const char* function,
                     Outputs& out) {
   if (out_grad.is_none()) {
-    out.grad = new_gradient(call, student);
+    const dlpack::Tensor& like = call.student;
+    out.grad = result_tensor({like.shape[0], like.shape[1]}, like.dtype, like, student);
   } else {
     check_out_grad(call, out_grad, function);
     out.grad = py::reinterpret_borrow<py::object>(out_grad);
@@ -206,7 +195,9 @@ py::tuple distill(int kind, py::handle student, py::handle teacher, py::handle a
   out.grad = py::none();
   if (with_grad) place_gradient(call, student, out_grad, function, out);
   const bool per_row = reduction == Reduction::kNone;
-  out.loss = new_tensor(call.student, student, float64, per_row ? args.batch : -1);
+  const dlpack::Type loss_type = arithmetic_type(float64);
+  out.loss = per_row ? result_tensor({args.batch}, loss_type, call.student, student)
+                     : result_tensor({}, loss_type, call.student, student);
   (per_row ? args.row_loss : args.loss) = view_of(out.loss, {function, "loss"}).data;
   launch(call);
   return py::make_tuple(std::move(out.loss), std::move(out.grad));

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <memory>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -11,8 +10,6 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-
-namespace py = pybind11;
 
 namespace fastdistill {
 namespace {
@@ -22,20 +19,15 @@ constexpr std::size_t kHugePageBytes = std::size_t{1} << 21;
 constexpr std::size_t kMaxBlocks = 4;
 constexpr std::size_t kMaxBytes = std::size_t{512} << 20;
 
-struct Block {
-  void* data;
-  std::size_t bytes;
-};
-
 class Pool {
  public:
-  Block take(std::size_t bytes) {
+  PoolBlock take(std::size_t bytes) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       for (std::size_t i = free_.size(); i-- > 0;) {
         // Not a block of more than twice the size: it would be missing where it fits.
         if (free_[i].bytes < bytes || free_[i].bytes / 2 > bytes) continue;
-        const Block block = free_[i];
+        const PoolBlock block = free_[i];
         free_.erase(free_.begin() + static_cast<std::ptrdiff_t>(i));
         held_ -= block.bytes;
         return block;
@@ -50,8 +42,8 @@ class Pool {
     return {data, rounded};
   }
 
-  void give_back(Block block) {
-    std::vector<Block> evicted;
+  void give_back(PoolBlock block) {
+    std::vector<PoolBlock> evicted;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       free_.push_back(block);
@@ -62,7 +54,7 @@ class Pool {
         free_.erase(free_.begin());
       }
     }
-    for (const Block& old : evicted) std::free(old.data);
+    for (const PoolBlock& old : evicted) std::free(old.data);
   }
 
   std::size_t held() {
@@ -72,7 +64,7 @@ class Pool {
 
  private:
   std::mutex mutex_;
-  std::vector<Block> free_;
+  std::vector<PoolBlock> free_;
   std::size_t held_ = 0;
 };
 
@@ -82,39 +74,10 @@ Pool& pool() {
   return *instance;
 }
 
-// One tensor's memory together with the description that DLPack's consumer reads and releases.
-struct PooledTensor {
-  dlpack::ManagedTensor managed;
-  std::int64_t shape[2];
-  std::int64_t strides[2];
-  Block block;
-};
-
-void release(dlpack::ManagedTensor* managed) {
-  const std::unique_ptr<PooledTensor> tensor(static_cast<PooledTensor*>(managed->context));
-  pool().give_back(tensor->block);
-}
-
 }  // namespace
 
-py::object pooled_tensor(std::int64_t rows, std::int64_t columns, dlpack::Type dtype) {
-  const dlpack::ExchangeApi* api = torch_api().api;
-  auto tensor = std::make_unique<PooledTensor>();
-  tensor->block = pool().take(static_cast<std::size_t>(rows * columns) * dtype.bits / 8);
-  tensor->shape[0] = rows;
-  tensor->shape[1] = columns;
-  tensor->strides[0] = columns;
-  tensor->strides[1] = 1;
-  tensor->managed = {{api->version.major, api->version.minor}, tensor.get(), &release, 0, {}};
-  tensor->managed.tensor = {tensor->block.data, {dlpack::kCpu, 0}, 2, dtype,
-                            tensor->shape,      tensor->strides,   0};
-  void* object = nullptr;
-  // From here on torch owns the memory and calls `release`, also if it fails.
-  if (api->managed_to_object(&tensor.release()->managed, &object) != 0)
-    throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
-}
-
-std::int64_t pooled_bytes() { return static_cast<std::int64_t>(pool().held()); }
+PoolBlock take_from_pool(std::size_t bytes) { return pool().take(bytes); }
+void give_to_pool(PoolBlock block) { pool().give_back(block); }
+std::size_t pooled_bytes() { return pool().held(); }
 
 }  // namespace fastdistill

@@ -4,22 +4,23 @@
 // than the loss itself. The pool keeps a few freed blocks instead, as torch's CUDA allocator does.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
-#include <cstdint>
-
-#include "bindings/tensor_view.h"
+#include <cstddef>
 
 namespace fastdistill {
 
-// Smaller gradients come from torch.empty_like.
-inline constexpr std::int64_t kMinPooledBytes = std::int64_t{1} << 20;
+// Smaller blocks come from malloc, which recycles them itself.
+inline constexpr std::size_t kMinPooledBytes = std::size_t{1} << 20;
 
-// An uninitialised [rows, columns] torch tensor of `dtype` on the CPU, contiguous. Its memory goes
-// back to the pool when torch frees it, on whatever thread that is.
-pybind11::object pooled_tensor(std::int64_t rows, std::int64_t columns, dlpack::Type dtype);
+struct PoolBlock {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+// Any thread may take and give back.
+PoolBlock take_from_pool(std::size_t bytes);
+void give_to_pool(PoolBlock block);
 
 // What the pool holds for reuse at the moment.
-std::int64_t pooled_bytes();
+std::size_t pooled_bytes();
 
 }  // namespace fastdistill

@@ -85,32 +85,4 @@ const void* row_values(py::handle values, const dlpack::Tensor& reference,
   return view_of(owner, name).data;
 }
 
-py::object new_tensor(const dlpack::Tensor& like, py::handle like_object, bool float64,
-                      std::int64_t length) {
-  const Torch& torch = torch_api();
-  py::object shape = length < 0 ? py::object(py::tuple(0)) : py::object(py::make_tuple(length));
-  PyObject* dtype = float64 ? torch.float64 : torch.float32;
-  PyObject* result;
-  if (like.device.type == dlpack::kCpu) {
-    static PyObject* const names = PyTuple_Pack(1, PyUnicode_InternFromString("dtype"));
-    PyObject* arguments[] = {shape.ptr(), dtype};
-    result = PyObject_Vectorcall(torch.empty, arguments, 1, names);
-  } else {
-    static PyObject* const names =
-        PyTuple_Pack(2, PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("device"));
-    const py::object device = like_object.attr("device");
-    PyObject* arguments[] = {shape.ptr(), dtype, device.ptr()};
-    result = PyObject_Vectorcall(torch.empty, arguments, 1, names);
-  }
-  if (result == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result);
-}
-
-py::object empty_like(py::handle object) {
-  PyObject* argument = object.ptr();
-  PyObject* result = PyObject_Vectorcall(torch_api().empty_like, &argument, 1, nullptr);
-  if (result == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result);
-}
-
 }  // namespace fastdistill

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the losses' entries share: reading options and matrices, and allocating results.
+// What the losses' entries share: reading options and matrices.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -33,11 +33,5 @@ dlpack::Tensor with_adjacent_columns(const dlpack::Tensor& view, pybind11::handl
 const void* row_values(pybind11::handle values, const dlpack::Tensor& reference,
                        const char* reference_name, bool float64, pybind11::object& owner,
                        ArgumentName name);
-
-// An uninitialised vector of `length`, or a scalar where length is negative, on the device of
-// `like`.
-pybind11::object new_tensor(const dlpack::Tensor& like, pybind11::handle like_object, bool float64,
-                            std::int64_t length);
-pybind11::object empty_like(pybind11::handle object);
 
 }  // namespace fastdistill

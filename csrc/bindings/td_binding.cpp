@@ -5,6 +5,7 @@
 #include "bindings/cuda_bridge.h"
 #include "bindings/loss_arguments.h"
 #include "bindings/loss_binding.h"
+#include "bindings/result_tensor.h"
 #include "losses/cpu_dispatch.h"
 
 namespace py = pybind11;
@@ -71,19 +72,15 @@ py::tuple td(int kind, py::handle q, py::handle action, py::handle target, py::h
       reduction == Reduction::kMean && args.batch > 0 ? 1.0 / static_cast<double>(args.batch) : 1.0;
 
   const bool per_row = reduction == Reduction::kNone;
-  py::object loss = new_tensor(given, q, float64, per_row ? args.batch : -1);
-  py::object td_abs = new_tensor(given, q, float64, args.batch);
+  py::object loss = per_row ? result_tensor({args.batch}, given.dtype, given, q)
+                            : result_tensor({}, given.dtype, given, q);
+  py::object td_abs = result_tensor({args.batch}, given.dtype, given, q);
   py::object grad = py::none();
   (per_row ? args.row_loss : args.loss) = view_of(loss, {kFunction, "loss"}).data;
   args.td_abs = view_of(td_abs, {kFunction, "td_abs"}).data;
   if (with_grad) {
-    grad = empty_like(q_owner ? py::handle(q_owner) : q);
-    dlpack::Tensor view = view_of(grad, {kFunction, "grad"});
-    if (view.shape[0] > 1 && row_stride(view) != view.shape[1]) {
-      grad = grad.attr("contiguous")();
-      view = view_of(grad, {kFunction, "grad"});
-    }
-    args.grad = view.data;
+    grad = result_tensor({args.batch, args.actions}, given.dtype, given, q);
+    args.grad = view_of(grad, {kFunction, "grad"}).data;
   }
   launch(args, given);
   return py::make_tuple(std::move(loss), std::move(td_abs), std::move(grad));

@@ -26,8 +26,6 @@ void bind_torch(const py::module_& torch) {
   }
   // These live as long as the process: references are kept on purpose.
   bound.tensor_type = reinterpret_cast<PyTypeObject*>(py::object(type).release().ptr());
-  bound.empty = torch.attr("empty").cast<py::object>().release().ptr();
-  bound.empty_like = torch.attr("empty_like").cast<py::object>().release().ptr();
   bound.float32 = torch.attr("float32").cast<py::object>().release().ptr();
   bound.float64 = torch.attr("float64").cast<py::object>().release().ptr();
   bound.api = api;

@@ -16,8 +16,6 @@ namespace fastdistill {
 struct Torch {
   PyTypeObject* tensor_type = nullptr;
   const dlpack::ExchangeApi* api = nullptr;
-  PyObject* empty = nullptr;
-  PyObject* empty_like = nullptr;
   PyObject* float32 = nullptr;
   PyObject* float64 = nullptr;
 };
