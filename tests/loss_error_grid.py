@@ -2,7 +2,7 @@
 """Measures the largest errors of the distillation losses against the oracle, as one JSON object.
 
 `python tests/loss_error_grid.py [--full | --search ROWS]` prints {isa, errors: {kind: {dtype:
-{...}}}}, errors in the units of the bounds in tests/support.py and shares as parts of these bounds.
+{...}}}}, errors in the units of the bounds in tests/support.py.
 The grid has every length and dtype; the search draws temperatures of both sides and Q-values at
 random, most of them where an exponent's rounding shows. It is a script, because FASTDISTILL_CPU,
 which forces an instruction set, is read once per process.
@@ -28,7 +28,6 @@ from support import (
     Q_SCALES,
     SMALL_ACTIONS,
     TEMPERATURES,
-    bound_ulps,
     epsilon,
     grad_error_ulps,
     loss_error_ulps,
@@ -130,9 +129,6 @@ def measure(cases: Iterable[Case]) -> dict[str, dict[str, dict[str, Any]]]:
             "loss": loss_error_ulps(loss, truth, eps),
             "grad": grad_error_ulps(grad, truth, eps),
         }
-        most, most_grad = bound_ulps(case.kind)
-        found["loss_share"] = found["loss"] / most
-        found["grad_share"] = found["grad"] / most_grad
         names = [str(tensor.dtype).removeprefix("torch.") for tensor in logits]
         name = names[0] if names[0] == names[1] else "/".join(names)
         largest = errors.setdefault(case.kind, {}).setdefault(name, {"rows": 0})

@@ -27,8 +27,8 @@ class Truth:
     A scale sums the magnitudes of a formula's terms, those weighted with a probability p_max e^-z
     times 1 + z / 4, because the exponent's own rounding is as large as z. A floor is the magnitude
     that intermediate values have even where the terms are small: a sum of exponentials is at least
-    1, so its logarithm is known to one ulp of 1 and no better, and a KL has two. The reach is what
-    a probability too small for the arithmetic's normal numbers would be multiplied with.
+    1, so its logarithm is known to one ulp of 1 and no better. The reach is what a probability too
+    small for the arithmetic's normal numbers would be multiplied with.
     """
 
     row_loss: Array  # [batch], weighted, before the reduction
@@ -151,8 +151,7 @@ def _divergence(
         # A logit of -inf cannot move.
         grad = np.where(np.isneginf(log_q), 0, q - p)
         size = (q + p).max(1, keepdims=True)
-        logarithms = 2 if kind == "kl" else 1
-        return loss[:, 0], scale[:, 0], logarithms * one[:, 0], grad, size, 0 * one, one
+        return loss[:, 0], scale[:, 0], one[:, 0], grad, size, 0 * one, one
     if kind == "reverse_kl":
         loss = mean(q, log_q - log_p)
         scale = mean(q_rounding, abs(log_q) + abs(log_p))
@@ -175,8 +174,7 @@ def _divergence(
     grad_scale = np.where(q > 0, rounding * size, 0).max(1, keepdims=True)
     floor = share.max(1, keepdims=True) * (kind == "jsd")
     reach = np.where(np.isfinite(size), size, 0).max(1, keepdims=True) + 1
-    loss_floor = np.full(len(loss), 2.0 if kind == "reverse_kl" else 1.0)
-    return loss[:, 0], scale[:, 0], loss_floor, grad, grad_scale, floor, reach
+    return loss[:, 0], scale[:, 0], np.ones(len(loss)), grad, grad_scale, floor, reach
 
 
 def _depth(log_probability: Array) -> Array:

@@ -10,6 +10,8 @@ namespace fastdistill {
 inline namespace FASTDISTILL_ISA {
 
 constexpr int64_t kMaxLaneActions = 64;
+constexpr int64_t kCacheLineBytes = 64;
+constexpr int64_t kMinFetchedElements = int64_t{1} << 18;  // fewer stay in the cache
 // Longer rows would push each other out of the cache they are fetched to.
 constexpr int64_t kMaxFetchedActions = 8192;
 
@@ -48,6 +50,25 @@ FASTDISTILL_HD RowSpan<Real> rows_of(const DistillArgs& args, const Matrix& matr
   return {copy, args.actions};
 }
 
+// Fetches rows of the arithmetic type into the cache; the lines of a gradient to be written,
+// because a store waits for its line, too. The hardware does not follow tiles of three matrices by
+// itself.
+template <class Real, bool for_writing>
+FASTDISTILL_HD void fetch_rows(const Matrix& matrix, int64_t actions, int64_t row, int64_t count) {
+  if (!is_plain<Real>(matrix)) return;
+  const Real* rows = static_cast<const Real*>(matrix.data) + row * matrix.row_stride;
+  // Dense rows are one piece, which spares lines that two rows share.
+  const bool dense = matrix.row_stride == actions;
+  const int64_t pieces = dense ? 1 : count;
+  const int64_t elements = (dense ? count : 1) * actions;
+  for (int64_t i = 0; i < pieces; ++i) {
+    for (int64_t j = 0; j < elements; j += kCacheLineBytes / static_cast<int64_t>(sizeof(Real))) {
+      __builtin_prefetch(rows + i * matrix.row_stride + j, for_writing);
+      asm volatile("");  // else GCC takes the loop for empty
+    }
+  }
+}
+
 // kActions is the number of actions where the compiler shall know it, else 0.
 template <class M, LossKind kind, int kActions, class RowSum>
 double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
@@ -74,16 +95,23 @@ double rows_per_lane(const DistillArgs& args, int64_t begin, int64_t end) {
   for (Real& one : ones) one = Real(1);
   const Real* weights = static_cast<const Real*>(args.weight);
   Real* row_loss = static_cast<Real*>(args.row_loss);
+  const Matrix grad_rows{args.grad, args.student.dtype, args.grad_row_stride};
+  const bool large = args.batch * actions >= kMinFetchedElements;
   ExactSum<M> sum;
   for (int64_t row = begin; row < end; row += lanes) {
     const int64_t count = end - row < lanes ? end - row : lanes;
+    const int64_t next = row + lanes;
+    const bool fetches = large && next + lanes <= args.batch;
+    if (fetches) fetch_rows<Real, false>(args.student, actions, next, lanes);
     const RowSpan<Real> student = rows_of(args, args.student, row, count, tile);
     block.student_max = tile_to_columns(student.data, student.stride, count, actions, memory);
+    if (fetches) fetch_rows<Real, false>(args.teacher, actions, next, lanes);
     const RowSpan<Real> teacher = rows_of(args, args.teacher, row, count, tile);
     block.teacher_max =
         tile_to_columns(teacher.data, teacher.stride, count, actions, memory + stride);
     const auto emit = [&](auto gradient) __attribute__((always_inline)) {
       if (!args.grad) return;
+      if (fetches) fetch_rows<Real, true>(grad_rows, actions, next, lanes);
       void* grad = at(args.grad, args.student.dtype, row * args.grad_row_stride);
       const bool plain = is_plain<Real>(args.student);
       columns_to_tile(gradient, count, actions, plain ? static_cast<Real*>(grad) : tile,
@@ -126,7 +154,8 @@ double rows_across_lanes(const DistillArgs& args, int64_t begin, int64_t end, vo
       student_max = larger(s, student_max);
       teacher_max = larger(t, teacher_max);
     }
-    const bool fetch_ahead = in_place && row + 1 < end && args.actions <= kMaxFetchedActions;
+    const bool fetches_next =
+        in_place && row + 1 < args.batch && args.actions <= kMaxFetchedActions;
     const RowBlock<M> block{student,
                             teacher,
                             M::broadcast(horizontal_max<M>(student_max)),
@@ -136,8 +165,11 @@ double rows_across_lanes(const DistillArgs& args, int64_t begin, int64_t end, vo
                             scratch + padded,
                             scratch + 2 * padded,
                             scratch + 3 * padded,
-                            fetch_ahead ? args.student.row_stride : 0,
-                            fetch_ahead ? args.teacher.row_stride : 0};
+                            fetches_next ? args.student.row_stride : 0,
+                            fetches_next ? args.teacher.row_stride : 0,
+                            in_place && args.grad
+                                ? static_cast<Real*>(args.grad) + row * args.grad_row_stride
+                                : scratch};
     const auto emit = [&](auto gradient) __attribute__((always_inline)) {
       if (!args.grad) return;
       void* grad = at(args.grad, args.student.dtype, row * args.grad_row_stride);

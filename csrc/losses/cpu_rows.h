@@ -29,12 +29,26 @@ struct ExactSum {
     return error == error ? sum + error : sum;
   }
   FASTDISTILL_HD double value_of_lanes() const {
-    double result = 0.0;
-    for (int i = 0; i < M::kLanes; ++i) {
-      result += static_cast<double>(sum[i]);
-      if (error[i] == error[i]) result += static_cast<double>(error[i]);
+    ExactSum lanes{sum, error == error ? error : typename M::V{}};
+    if constexpr (sizeof(typename M::Real) == sizeof(float)) {
+      return horizontal_sum<Math<double>>(M::sum_of_halves(lanes.sum) +
+                                          M::sum_of_halves(lanes.error));
+    } else {
+      lanes.template add_lanes<M::kLanes / 2>();
+      return lanes.value()[0];
     }
-    return result;
+  }
+
+ private:
+  // Leaves the sum over all lanes in each lane.
+  template <int distance>
+  FASTDISTILL_HD void add_lanes() {
+    constexpr auto lanes = std::make_index_sequence<M::kLanes>();
+    const typename M::V errors = error + lanes_down<distance>(error, lanes);
+    error = typename M::V{};
+    add(lanes_down<distance>(sum, lanes));
+    error += errors;
+    if constexpr (distance > 1) add_lanes<distance / 2>();
   }
 };
 
@@ -45,8 +59,29 @@ struct PlainSum {
   FASTDISTILL_HD typename M::V value() const { return sum; }
 };
 
-// Sums over a row are kept in strips of kStripVectors, because an error grows with the length of a
-// chain of additions. Strips are added in a RowSum.
+template <class M>
+struct RowBlock {
+  using Real = typename M::Real;
+  using V = typename M::V;
+  const Real* student;  // logits, masked actions -inf
+  const Real* teacher;
+  V student_max;  // of each row, in all lanes that belong to it
+  V teacher_max;
+  int64_t elements;  // lanes * actions, or the actions of the one row
+  // Scratch of `elements` each, rounded up to whole vectors. What they hold depends on the kind.
+  Real* first;
+  Real* second;
+  Real* third;
+  Real* fourth;
+  // One row across lanes: what is fetched into the cache meanwhile. Elements from its logits to the
+  // next row's, or 0, and where its gradient will be, or scratch.
+  int64_t student_ahead = 0;
+  int64_t teacher_ahead = 0;
+  const Real* grad = nullptr;
+};
+
+// Sums over a row are kept in strips of kStripVectors, and within a strip in two chains, because an
+// error grows with the length of a chain of additions. Strips are added in a RowSum.
 
 // Lane i is row i, vector j is action j: a reduction over actions is vertical and done already.
 template <class M, class Sum>
@@ -59,8 +94,8 @@ struct RowPerLane {
     return M::load(p);
   }
   static FASTDISTILL_HD void store(typename M::Real* p, int64_t, V v) { M::store(p, v); }
-  static FASTDISTILL_HD void fetch(const typename M::Real*, int64_t) {}
-  static FASTDISTILL_HD V sum(V v) { return v; }
+  static FASTDISTILL_HD void fetch(const RowBlock<M>&, int64_t) {}
+  static FASTDISTILL_HD V total(const RowSum& sum) { return sum.value(); }
   static FASTDISTILL_HD Mask first(Mask hit, Mask found) { return hit & ~found; }
   static FASTDISTILL_HD Mask any(Mask mask) { return mask; }
 };
@@ -78,10 +113,14 @@ struct RowAcrossLanes {
   static FASTDISTILL_HD void store(typename M::Real* p, int64_t left, V v) {
     left >= M::kLanes ? M::store(p, v) : M::store_first(p, left, v);
   }
-  static FASTDISTILL_HD void fetch(const typename M::Real* p, int64_t ahead) {
-    __builtin_prefetch(p + ahead, 0, 2);
+  static FASTDISTILL_HD void fetch(const RowBlock<M>& rows, int64_t i) {
+    __builtin_prefetch(rows.student + i + rows.student_ahead, 0, 2);
+    __builtin_prefetch(rows.teacher + i + rows.teacher_ahead, 0, 2);
+    __builtin_prefetch(rows.grad + i, 1);  // a store waits for its line, too
   }
-  static FASTDISTILL_HD V sum(V v) { return M::broadcast(horizontal_sum<M>(v)); }
+  static FASTDISTILL_HD V total(const RowSum& sum) {
+    return M::broadcast(static_cast<typename M::Real>(sum.value_of_lanes()));
+  }
   static FASTDISTILL_HD Mask first(Mask hit, Mask found) {
     Mask first{};
     if (!M::any(hit)) return first;
@@ -94,26 +133,6 @@ struct RowAcrossLanes {
     return first;
   }
   static FASTDISTILL_HD Mask any(Mask mask) { return M::any(mask) ? ~Mask{} : Mask{}; }
-};
-
-template <class M>
-struct RowBlock {
-  using Real = typename M::Real;
-  using V = typename M::V;
-  const Real* student;  // logits, masked actions -inf
-  const Real* teacher;
-  V student_max;  // of each row, in all lanes that belong to it
-  V teacher_max;
-  int64_t elements;  // lanes * actions, or the actions of the one row
-  // Scratch of `elements` each, rounded up to whole vectors. What they hold depends on the kind.
-  Real* first;
-  Real* second;
-  Real* third;
-  Real* fourth;
-  // Elements from this row's logits to the next row's, which are fetched meanwhile: no hardware
-  // follows a row's three passes over memory to the row after it. 0 for none.
-  int64_t student_ahead = 0;
-  int64_t teacher_ahead = 0;
 };
 
 template <class M>
@@ -157,9 +176,21 @@ struct RowKernel {
  private:
   static constexpr int64_t kStripElements = Layout::kStripVectors * M::kLanes;
 
-  static FASTDISTILL_HD int64_t strip_end(int64_t strip, int64_t elements) {
-    const int64_t end = strip + kStripElements;
-    return end < elements ? end : elements;
+  // step(i, parts, count) adds `count` vectors from i on, one to each of a strip's two chains,
+  // which finish(parts) takes. Two vectors at a time, because one alone would wait for its own
+  // results.
+  template <class Part, class Step, class Finish>
+  static FASTDISTILL_HD void for_strips(int64_t elements, Step step, Finish finish) {
+    for (int64_t strip = 0; strip < elements; strip += kStripElements) {
+      Part parts[2]{};
+      const int64_t end = strip + kStripElements < elements ? strip + kStripElements : elements;
+      int64_t i = strip;
+      for (; i + M::kLanes < end; i += 2 * M::kLanes) {
+        step(i, parts, std::integral_constant<int, 2>{});
+      }
+      if (i < end) step(i, parts, std::integral_constant<int, 1>{});
+      finish(parts);
+    }
   }
 
   template <class Emit>
@@ -171,19 +202,19 @@ struct RowKernel {
                                Layout::load(rows.teacher + i, left, Real(0)));
     };
     RowSum sum;
-    for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
-      V part{};
-      const int64_t end = strip_end(strip, rows.elements);
-      for (int64_t i = strip; i < end; i += M::kLanes) {
-        const V difference = difference_at(i);
-        part = M::multiply_add(difference, difference, part);
-      }
-      sum.add(part);
-    }
+    for_strips<V>(
+        rows.elements,
+        [&](int64_t i, V(&parts)[2], auto count) __attribute__((always_inline)) {
+          for_each<count()>([&](int k) {
+            const V difference = difference_at(i + k * M::kLanes);
+            parts[k] = M::multiply_add(difference, difference, parts[k]);
+          });
+        },
+        [&](const V(&parts)[2]) { sum.add(parts[0] + parts[1]); });
     const V factor = weight * (settings.student_scale * Real(2));
     const Mask silent = weight == V{};
     emit([&](int64_t i) { return silent ? V{} : factor * difference_at(i); });
-    return silent ? V{} : Layout::sum(sum.value());
+    return silent ? V{} : Layout::total(sum);
   }
 
   template <class Emit>
@@ -233,51 +264,60 @@ struct RowKernel {
     RowSum sum_t;
     RowSum cross;
     Mask found{};
-    for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
-      Sums part{};
-      const int64_t end = strip_end(strip, rows.elements);
-      for (int64_t i = strip; i < end; i += M::kLanes) {
-        const V s = Layout::load(rows.student + i, rows.elements - i, -M::infinity());
-        const V t = Layout::load(rows.teacher + i, rows.elements - i, -M::infinity());
-        Layout::fetch(rows.student + i, rows.student_ahead);
-        Layout::fetch(rows.teacher + i, rows.teacher_ahead);
-        const V z_s = F::shifted(s, shift_s, settings.student_factor);
-        const V e_s = M::exp2(z_s);
-        V z_t;
-        V e_t;
-        if constexpr (kind == LossKind::kNll) {
-          // All of the teacher's probability on its first best action; a NaN beside it is not lost.
-          const Mask target =
-              Layout::first((t == rows.teacher_max) & (t != F::minus_infinity()), found);
-          found |= Layout::any(target);
-          z_t = V{};
-          e_t = target ? F::constant(1) : (t == t ? V{} : t);
-        } else {
-          z_t = F::shifted(t, shift_t, settings.teacher_factor);
-          e_t = M::exp2(z_t);
-        }
-        part.s += e_s;
-        part.t += e_t;
-        if constexpr (kind == LossKind::kKl || kind == LossKind::kNll) {
-          part.cross = F::add_cross_term(part.cross, e_t, z_t, z_s);
-          M::store(rows.first + i, e_s);
-          M::store(rows.second + i, e_t);
-        } else if constexpr (kind == LossKind::kReverseKl) {
-          part.cross = F::add_cross_term(part.cross, e_s, z_s, z_t);
-          M::store(rows.first + i, e_s);
-          M::store(rows.second + i, z_s - z_t);
-        } else {
-          M::store(rows.first + i, e_s);
-          M::store(rows.second + i, e_t);
-          M::store(rows.third + i, z_s);
-          M::store(rows.fourth + i, z_t);
-        }
-      }
-      sum_s.add(part.s);
-      sum_t.add(part.t);
-      cross.add(part.cross);
-    }
-    return {Layout::sum(sum_s.value()), Layout::sum(sum_t.value()), Layout::sum(cross.value())};
+    for_strips<Sums>(
+        rows.elements,
+        [&](int64_t i, Sums(&parts)[2], auto count) __attribute__((always_inline)) {
+          constexpr int n = count();
+          V z[2 * n];  // the student's, then the teacher's
+          V e[2 * n];
+          for_each<n>([&](int k) {
+            const int64_t at = i + k * M::kLanes;
+            const V s = Layout::load(rows.student + at, rows.elements - at, -M::infinity());
+            const V t = Layout::load(rows.teacher + at, rows.elements - at, -M::infinity());
+            Layout::fetch(rows, at);
+            z[k] = F::shifted(s, shift_s, settings.student_factor);
+            if constexpr (kind == LossKind::kNll) {
+              // All of the teacher's probability on its first best action; a NaN beside it is not
+              // lost.
+              const Mask target =
+                  Layout::first((t == rows.teacher_max) & (t != F::minus_infinity()), found);
+              found |= Layout::any(target);
+              z[n + k] = V{};
+              e[n + k] = target ? F::constant(1) : (t == t ? V{} : t);
+            } else {
+              z[n + k] = F::shifted(t, shift_t, settings.teacher_factor);
+            }
+          });
+          if constexpr (kind == LossKind::kNll) {
+            for_each<n>([&](int k) { e[k] = M::exp2(z[k]); });
+          } else {
+            M::template exp2<2 * n>(z, e);
+          }
+          for_each<n>([&](int k) {
+            const int64_t at = i + k * M::kLanes;
+            Sums& part = parts[k];
+            part.s += e[k];
+            part.t += e[n + k];
+            M::store(rows.first + at, e[k]);
+            if constexpr (kind == LossKind::kKl || kind == LossKind::kNll) {
+              part.cross = F::add_cross_term(part.cross, e[n + k], z[n + k], z[k]);
+              M::store(rows.second + at, e[n + k]);
+            } else if constexpr (kind == LossKind::kReverseKl) {
+              part.cross = F::add_cross_term(part.cross, e[k], z[k], z[n + k]);
+              M::store(rows.second + at, z[k] - z[n + k]);
+            } else {
+              M::store(rows.second + at, e[n + k]);
+              M::store(rows.third + at, z[k]);
+              M::store(rows.fourth + at, z[n + k]);
+            }
+          });
+        },
+        [&](const Sums(&parts)[2]) {
+          sum_s.add(parts[0].s + parts[1].s);
+          sum_t.add(parts[0].t + parts[1].t);
+          cross.add(parts[0].cross + parts[1].cross);
+        });
+    return {Layout::total(sum_s), Layout::total(sum_t), Layout::total(cross)};
   }
 
   // Gives gradient 0 to silent rows, even of NaN, and to an action that the student rules out and
@@ -300,31 +340,37 @@ struct RowKernel {
     const V inverse_t = F::constant(1) / sums.t;
     const V log2_sum_s = M::log2(sums.s);
     const V log2_sum_t = M::log2(sums.t);
+    struct Terms {
+      V loss;
+      V mean;
+    };
     RowSum loss;
     RowSum sum_mean;
-    for (int64_t strip = 0; strip < rows.elements; strip += kStripElements) {
-      V part_loss{};
-      V part_mean{};
-      const int64_t end = strip_end(strip, rows.elements);
-      for (int64_t i = strip; i < end; i += M::kLanes) {
-        const V q = M::load(rows.first + i) * inverse_s;
-        const V p = M::load(rows.second + i) * inverse_t;
-        const auto log2_m = F::mixture(M::load(rows.fourth + i) - log2_sum_t,
-                                       M::load(rows.third + i) - log2_sum_s, share);
-        part_loss += F::jsd_loss_term(p, q, log2_m, share);
-        part_mean += q == V{} ? V{} : q * log2_m.log2_m_over_q;
-        M::store(rows.third + i, log2_m.log2_m_over_q);
-      }
-      loss.add(part_loss);
-      sum_mean.add(part_mean);
-    }
-    const V mean = Layout::sum(sum_mean.value());
+    for_strips<Terms>(
+        rows.elements,
+        [&](int64_t i, Terms(&parts)[2], auto count) __attribute__((always_inline)) {
+          for_each<count()>([&](int k) {
+            const int64_t at = i + k * M::kLanes;
+            const V q = M::load(rows.first + at) * inverse_s;
+            const V p = M::load(rows.second + at) * inverse_t;
+            const auto log2_m = F::mixture(M::load(rows.fourth + at) - log2_sum_t,
+                                           M::load(rows.third + at) - log2_sum_s, share);
+            parts[k].loss += F::jsd_loss_term(p, q, log2_m, share);
+            parts[k].mean += q == V{} ? V{} : q * log2_m.log2_m_over_q;
+            M::store(rows.third + at, log2_m.log2_m_over_q);
+          });
+        },
+        [&](const Terms(&parts)[2]) {
+          loss.add(parts[0].loss + parts[1].loss);
+          sum_mean.add(parts[0].mean + parts[1].mean);
+        });
+    const V mean = Layout::total(sum_mean);
     emit([&](int64_t i) {
       const V q = M::load(rows.first + i) * inverse_s;
       const V grad = factor * F::jsd_grad(q, M::load(rows.third + i), mean, share);
       return silent ? V{} : grad;
     });
-    return F::at_least_zero(Layout::sum(loss.value()));
+    return F::at_least_zero(Layout::total(loss));
   }
 };
 

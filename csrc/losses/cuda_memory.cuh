@@ -27,6 +27,7 @@ struct DeviceMath {
   static FASTDISTILL_DEVICE double multiply_add(double a, double b, double c) {
     return ::fma(a, b, c);
   }
+  static FASTDISTILL_DEVICE T fused_multiply_add(T a, T b, T c) { return multiply_add(a, b, c); }
   static FASTDISTILL_DEVICE T at_least(T value, T floor) { return value < floor ? floor : value; }
   static FASTDISTILL_DEVICE float exp2(float value) { return platform::exp2(value); }
   static FASTDISTILL_DEVICE double exp2(double value) { return ::exp2(value); }

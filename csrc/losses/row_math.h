@@ -2,9 +2,10 @@
 // The formulas of the losses for one row, once, for CPU vectors and CUDA threads alike.
 //
 // Math supplies V (a float, a double or a SIMD vector of rows or columns), broadcast, multiply_add,
-// at_least (a maximum that keeps a NaN in its first argument), exp2 and log2. Masks are whatever
-// V's comparisons give, so `mask ? a : b` selects per lane. Exponents and logarithms are to the
-// base 2, because the hardware's are; ln 2 enters once per row or element at the end.
+// fused_multiply_add (which rounds once), at_least (a maximum that keeps a NaN in its first
+// argument), exp2 and log2. Masks are whatever V's comparisons give, so `mask ? a : b` selects per
+// lane. Exponents and logarithms are to the base 2, because the hardware's are; ln 2 enters once
+// per row or element at the end.
 //
 // With z = (x - max x) / temperature * log2(e), e = 2^z, and the sums over a row's actions:
 //   p = e_t / sum_t,  log2 p = z_t - log2 sum_t   (teacher; q and s likewise for the student)
@@ -56,7 +57,7 @@ struct RowMath {
   // z of the comment above; NaN stays NaN, and -inf becomes hugely negative.
   static FASTDISTILL_HD V shifted(V logit, V shift, Factor<Real> factor) {
     const V distance = logit - shift;
-    const V z = Math::multiply_add(distance, constant(factor.high), distance * factor.low);
+    const V z = Math::fused_multiply_add(distance, constant(factor.high), distance * factor.low);
     return Math::at_least(z, constant(-1e38));
   }
 
@@ -78,7 +79,7 @@ struct RowMath {
   }
 
   static FASTDISTILL_HD V kl_loss(V cross, V sum_a, V sum_b) {
-    const V bits = mean_cross(cross, sum_a) - (Math::log2(sum_a) - Math::log2(sum_b));
+    const V bits = mean_cross(cross, sum_a) - Math::log2(sum_a / sum_b);
     return at_least_zero(constant(kLn2) * bits);
   }
 

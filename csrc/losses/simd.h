@@ -35,6 +35,13 @@ using VLong = int64_t __attribute__((vector_size(kVectorBytes)));
 using VFloatUnaligned = float __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 using VDoubleUnaligned = double __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
 
+// Calls function(0) to function(n - 1), unrolled.
+template <int n, class Function>
+FASTDISTILL_HD void for_each(Function function) {
+#pragma GCC unroll 8
+  for (int k = 0; k < n; ++k) function(k);
+}
+
 template <class Real>
 struct Math;
 
@@ -95,6 +102,19 @@ struct Math<float> {
 #endif
   }
 
+  // The same rounded once, on every instruction set.
+  static FASTDISTILL_HD V fused_multiply_add(V a, V b, V c) {
+#if defined(__FMA__)
+    return multiply_add(a, b, c);
+#else
+    using Wide = double __attribute__((vector_size(2 * kVectorBytes)));
+    return __builtin_convertvector(
+        __builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide) +
+            __builtin_convertvector(c, Wide),
+        V);
+#endif
+  }
+
   // max(v, limit); a NaN in v stays.
   static FASTDISTILL_HD V at_least(V v, V limit) {
 #if defined(__AVX512F__)
@@ -108,31 +128,56 @@ struct Math<float> {
 #endif
   }
 
-  // 2^x for finite x <= 0, within 1 ulp; below 2^-126, where float32 loses precision, 0 is allowed.
-  static FASTDISTILL_HD V exp2(V x) {
+  // y = 2^x for finite x <= 0, within 1 ulp; below 2^-126, where float32 loses precision, 0 is
+  // allowed. Several at once, side by side: one waits for its own results most of the time.
+  template <int n>
+  static FASTDISTILL_HD void exp2(const V (&x)[n], V (&y)[n]) {
+    V scale[n];  // x to the nearest integer
+    V r[n];      // the rest in [-1/2, 1/2], exact
+    for_each<n>([&](int k) {
 #if defined(__AVX512F__)
-    const V nearest = reinterpret_cast<V>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x), 0));
-    const V r = x - nearest;  // in [-1/2, 1/2], exact
+      scale[k] = reinterpret_cast<V>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x[k]), 0));
+      r[k] = x[k] - scale[k];
 #else
-    const V magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const V rounded = x + magic;
-    const V r = x - (rounded - magic);
+      const V magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+      scale[k] = x[k] + magic;
+      r[k] = x[k] - (scale[k] - magic);
 #endif
+    });
     // Minimax polynomial of 2^r, relative error 1.9e-9.
-    V y = broadcast(1.53458122e-4f);
-    y = multiply_add(y, r, broadcast(1.33999312e-3f));
-    y = multiply_add(y, r, broadcast(9.61848896e-3f));
-    y = multiply_add(y, r, broadcast(5.55032878e-2f));
-    y = multiply_add(y, r, broadcast(2.40226469e-1f));
-    y = multiply_add(y, r, broadcast(6.93147206e-1f));
-    y = multiply_add(y, r, broadcast(1.0f));
+    constexpr float coefficients[] = {1.33999312e-3f, 9.61848896e-3f, 5.55032878e-2f,
+                                      2.40226469e-1f, 6.93147206e-1f, 1.0f};
+    for_each<n>([&](int k) { y[k] = broadcast(1.53458122e-4f); });
+    for (const float coefficient : coefficients) {
+      for_each<n>([&](int k) { y[k] = multiply_add(y[k], r[k], broadcast(coefficient)); });
+    }
+    for_each<n>([&](int k) {
 #if defined(__AVX512F__)
-    return reinterpret_cast<V>(
-        _mm512_scalef_ps(reinterpret_cast<__m512>(y), reinterpret_cast<__m512>(nearest)));
+      y[k] = reinterpret_cast<V>(
+          _mm512_scalef_ps(reinterpret_cast<__m512>(y[k]), reinterpret_cast<__m512>(scale[k])));
 #else
-    const VInt exponent = (reinterpret_cast<VInt>(rounded) - 0x4B400000 + 127) << 23;
-    return x < broadcast(-126.0f) ? V{} : y * reinterpret_cast<V>(exponent);
+      const VInt exponent = (reinterpret_cast<VInt>(scale[k]) - 0x4B400000 + 127) << 23;
+      y[k] = x[k] < broadcast(-126.0f) ? V{} : y[k] * reinterpret_cast<V>(exponent);
 #endif
+    });
+  }
+  static FASTDISTILL_HD V exp2(V x) {
+    const V one[1] = {x};
+    V result[1];
+    exp2<1>(one, result);
+    return result[0];
+  }
+
+  // The two halves of the lanes added up.
+  static FASTDISTILL_HD VDouble sum_of_halves(V v) {
+    return sum_of_halves(v, std::make_index_sequence<kLanes / 2>());
+  }
+  template <size_t... lane>
+  static FASTDISTILL_HD VDouble sum_of_halves(V v, std::index_sequence<lane...>) {
+    return __builtin_convertvector(__builtin_shufflevector(v, v, static_cast<int>(lane)...),
+                                   VDouble) +
+           __builtin_convertvector(
+               __builtin_shufflevector(v, v, (static_cast<int>(lane) + kLanes / 2)...), VDouble);
   }
 
   // log2 of a positive normal number, within 2 ulp; NaN stays NaN.
@@ -188,11 +233,16 @@ struct Math<double> {
     for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fma(a[i], b[i], c[i]);
     return c;
   }
+  static FASTDISTILL_HD V fused_multiply_add(V a, V b, V c) { return multiply_add(a, b, c); }
   // float64 serves checks and oracles more than training: the C library's functions are exact
   // enough.
   static FASTDISTILL_HD V exp2(V x) {
     for (int i = 0; i < kLanes; ++i) x[i] = __builtin_exp2(x[i]);
     return x;
+  }
+  template <int n>
+  static FASTDISTILL_HD void exp2(const V (&x)[n], V (&y)[n]) {
+    for_each<n>([&](int k) { y[k] = exp2(x[k]); });
   }
   static FASTDISTILL_HD V log2(V x) {
     for (int i = 0; i < kLanes; ++i) x[i] = __builtin_log2(x[i]);

@@ -147,57 +147,76 @@ FASTDISTILL_HD void columns_to_strip(Column column, int64_t first, int64_t rows,
 
 #if defined(__AVX512F__)
 
-// One stage of a 16 x 16 transposition exchanges, between rows `block` apart, the lanes `block`
-// apart.
-template <int block, size_t... lane>
-FASTDISTILL_HD void exchange_lanes(VFloat (&rows)[16], std::index_sequence<lane...>) {
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    if ((i & block) != 0) continue;
-    const VFloat upper = rows[i];
-    const VFloat lower = rows[i + block];
-    rows[i] = __builtin_shufflevector(
-        upper, lower,
-        ((static_cast<int>(lane) & block) == 0 ? static_cast<int>(lane)
-                                               : 16 + static_cast<int>(lane) - block)...);
-    rows[i + block] = __builtin_shufflevector(
-        upper, lower,
-        ((static_cast<int>(lane) & block) == 0 ? static_cast<int>(lane) + block
-                                               : 16 + static_cast<int>(lane))...);
-  }
+using Half = float __attribute__((vector_size(32)));
+using HalfUnaligned = float __attribute__((vector_size(32), aligned(4), may_alias));
+
+FASTDISTILL_HD VFloat join_halves(const float* low, const float* high) {
+  return __builtin_shufflevector(*reinterpret_cast<const HalfUnaligned*>(low),
+                                 *reinterpret_cast<const HalfUnaligned*>(high), 0, 1, 2, 3, 4, 5, 6,
+                                 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
-FASTDISTILL_HD void transpose_block(VFloat (&rows)[16]) {
-  exchange_lanes<1>(rows, std::make_index_sequence<16>());
-  exchange_lanes<2>(rows, std::make_index_sequence<16>());
-  exchange_lanes<4>(rows, std::make_index_sequence<16>());
-  exchange_lanes<8>(rows, std::make_index_sequence<16>());
+FASTDISTILL_HD void split_halves(VFloat v, float* low, float* high) {
+  *reinterpret_cast<HalfUnaligned*>(low) = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  *reinterpret_cast<HalfUnaligned*>(high) =
+      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
-// Sixteen actions of sixteen rows, a whole vector at a time: with data in memory rather than in the
-// cache, many small accesses to one cache line cost twice the time of a pass over quads.
+// The 128-bit parts a, b of x and c, d of y, where 4 and more count on into y.
+template <int a, int b, int c, int d, size_t... lane>
+FASTDISTILL_HD VFloat choose_parts(VFloat x, VFloat y, std::index_sequence<lane...>) {
+  constexpr int part[4] = {a, b, c, d};
+  return __builtin_shufflevector(x, y, (part[lane / 4] * 4 + static_cast<int>(lane) % 4)...);
+}
+
+template <int a, int b, int c, int d>
+FASTDISTILL_HD VFloat choose_parts(VFloat x, VFloat y) {
+  return choose_parts<a, b, c, d>(x, y, std::make_index_sequence<16>());
+}
+
+// Eight actions of sixteen rows: half a vector of row k beside that of row k + 4, so that one more
+// exchange of parts completes a transposition within the parts.
 FASTDISTILL_HD VFloat block_to_columns(const float* tile, int64_t stride, float* columns,
                                        VFloat most) {
-  VFloat rows[16];
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i) rows[i] = Math<float>::load(tile + i * stride);
-  transpose_block(rows);
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i) {
-    Math<float>::store(columns + i * kFloatLanes, rows[i]);
-    most = larger(rows[i], most);
+  VFloat upper[4];
+  VFloat lower[4];
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < 4; ++k) {
+    upper[k] = join_halves(tile + k * stride, tile + (k + 4) * stride);
+    lower[k] = join_halves(tile + (k + 8) * stride, tile + (k + 12) * stride);
   }
-  return most;
+  transpose_parts(upper);
+  transpose_parts(lower);
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < 4; ++k) {
+    const VFloat first = choose_parts<0, 2, 4, 6>(upper[k], lower[k]);
+    const VFloat second = choose_parts<1, 3, 5, 7>(upper[k], lower[k]);
+    Math<float>::store(columns + k * kFloatLanes, first);
+    Math<float>::store(columns + (k + 4) * kFloatLanes, second);
+    upper[k] = larger(first, second);
+  }
+  return larger(larger(larger(upper[0], upper[1]), larger(upper[2], upper[3])), most);
 }
 
 template <class Column>
 FASTDISTILL_HD void columns_to_block(Column column, int64_t first, float* tile, int64_t stride) {
-  VFloat rows[16];
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i) rows[i] = column((first + i) * kFloatLanes);
-  transpose_block(rows);
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i) Math<float>::store(tile + first + i * stride, rows[i]);
+  VFloat upper[4];
+  VFloat lower[4];
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < 4; ++k) {
+    const VFloat left = column((first + k) * kFloatLanes);
+    const VFloat right = column((first + k + 4) * kFloatLanes);
+    upper[k] = choose_parts<0, 4, 1, 5>(left, right);
+    lower[k] = choose_parts<2, 6, 3, 7>(left, right);
+  }
+  transpose_parts(upper);
+  transpose_parts(lower);
+  float* const row = tile + first;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < 4; ++k) {
+    split_halves(upper[k], row + k * stride, row + (k + 4) * stride);
+    split_halves(lower[k], row + (k + 8) * stride, row + (k + 12) * stride);
+  }
 }
 
 #endif
@@ -220,7 +239,7 @@ FASTDISTILL_HD VFloat tile_to_columns(const float* tile, int64_t stride, int64_t
     return most;
   }
 #if defined(__AVX512F__)
-  for (; j + 16 <= actions; j += 16) {
+  for (; j + 8 <= actions; j += 8) {
     most = block_to_columns(tile + j, stride, columns + j * kFloatLanes, most);
   }
   if (j == actions) return most;
@@ -246,7 +265,7 @@ FASTDISTILL_HD void columns_to_tile(Column column, int64_t rows, int64_t actions
     return;
   }
 #if defined(__AVX512F__)
-  for (; j + 16 <= actions; j += 16) columns_to_block(column, j, tile, stride);
+  for (; j + 8 <= actions; j += 8) columns_to_block(column, j, tile, stride);
   if (j == actions) return;
 #endif
   for (; j < last; j += 4) columns_to_strip<true>(column, j, rows, 4, tile, stride);
