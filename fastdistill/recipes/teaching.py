@@ -75,9 +75,12 @@ def save_best(
     Training returns come from a policy that moved meanwhile: they say little of the network at
     hand. Ties go to the later one.
 
+    A network that seems the best was often only lucky in a few games, and would then keep better
+    ones out. So it must win again, in twice as many other games, and these are its score.
+
     Args:
-        config: ``score_episodes`` full games judge, none of them one of the evaluation's; with 0
-            the last network is kept.
+        config: ``score_episodes`` full games judge, and twice as many the winner of those; none of
+            them is one of the evaluation's. With 0 the last network is kept.
         network: To be judged and saved.
         env: Of the training; the games are played in another.
         at: Keeps the best score.
@@ -85,12 +88,16 @@ def save_best(
             none was ever judged, which is better than no teacher.
     """
     score = None
+    episodes = 0
     if stopped and at.best_score is not None:
         return
     if config.score_episodes and not stopped:
-        score = _play(config, network, config.score_episodes, SCORING_SEED + config.seed).mean
-        if at.best_score is not None and score < at.best_score:
-            return
+        for game_round in (1, 2):
+            episodes = game_round * config.score_episodes
+            seed = game_round * SCORING_SEED + config.seed
+            score = _play(config, network, episodes, seed).mean
+            if at.best_score is not None and score < at.best_score:
+                return
         at.best_score = score
     save_network(
         config.run_dir / "teacher",
@@ -102,7 +109,7 @@ def save_best(
             "environment": env.settings,
             "trained_steps": at.step,
             "training_return": at.recent_return,
-            "scoring": {"mean": score, "episodes": 0 if score is None else config.score_episodes},
+            "scoring": {"mean": score, "episodes": episodes},
         },
     )
 

@@ -64,26 +64,39 @@ def test_the_best_score_is_kept_and_ties_go_to_the_later(tmp_path, env, network,
 
     monkeypatch.setattr(teaching, "evaluate", evaluate)
     at = TrainingState(7)
-    scores = [-21.0, 14.5, 14.0, 14.5, 3.0]
+    # A network that loses the first games does not play the second.
+    scores = [-20.0, -21.0, 18.0, 14.5, 14.0, 15.0, 14.5, 3.0]
     kept = []
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, network, env, at, step)
         kept.append(saved_step(tmp_path))
-    ten = {"episodes": 10}
     assert kept == [
-        (1, {"mean": -21.0, **ten}),
-        (2, {"mean": 14.5, **ten}),
-        (2, {"mean": 14.5, **ten}),
-        (4, {"mean": 14.5, **ten}),
-        (4, {"mean": 14.5, **ten}),
+        (1, {"mean": -21.0, "episodes": 20}),
+        (2, {"mean": 14.5, "episodes": 20}),
+        (2, {"mean": 14.5, "episodes": 20}),
+        (4, {"mean": 14.5, "episodes": 20}),
+        (4, {"mean": 14.5, "episodes": 20}),
     ]
+    assert scores == []
     assert at.best_score == 14.5
-    policy, name, options = asked[0]
-    assert policy is network
-    assert name == "CartPole-v1"
-    assert options["episodes"] == 10
-    assert options["epsilon"] == 0.25
-    assert options["seed"] != 7  # the evaluation's
+    for policy, name, options in asked:
+        assert policy is network
+        assert name == "CartPole-v1"
+        assert options["epsilon"] == 0.25
+    assert [options["episodes"] for _, _, options in asked] == [10, 20, 10, 20, 10, 10, 20, 10]
+    seeds = [options["seed"] for _, _, options in asked[:2]]
+    assert len({7, *seeds}) == 3  # 7 is the evaluation's
+
+
+def test_luck_in_the_first_games_is_not_enough(tmp_path, env, network, monkeypatch):
+    scores = [14.0, 14.0, 20.0, 13.0, 14.5, 14.5]
+    monkeypatch.setattr(teaching, "evaluate", lambda *_, **__: SimpleNamespace(mean=scores.pop(0)))
+    at = TrainingState(7)
+    kept = []
+    for step in (1, 2, 3):
+        save(tmp_path, network, env, at, step)
+        kept.append(saved_step(tmp_path)[0])
+    assert kept == [1, 1, 3]
 
 
 def test_a_continued_run_remembers_the_best_score(tmp_path, env, network, monkeypatch):
@@ -123,8 +136,8 @@ def test_a_stopped_run_plays_nothing_and_replaces_no_judged_teacher(
     assert saved_step(tmp_path) == (1, {"mean": None, "episodes": 0})
     save(tmp_path, network, env, at, 2)
     save(tmp_path, network, env, at, 3, stopped=True)
-    assert saved_step(tmp_path) == (2, {"mean": -21.0, "episodes": 10})
-    assert len(played) == 1
+    assert saved_step(tmp_path) == (2, {"mean": -21.0, "episodes": 20})
+    assert len(played) == 2
 
 
 def test_the_score_is_what_the_network_plays(tmp_path, env, network):
