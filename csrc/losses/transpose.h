@@ -147,7 +147,6 @@ FASTDISTILL_HD void columns_to_strip(Column column, int64_t first, int64_t rows,
 
 #if defined(__AVX512F__)
 
-using Half = float __attribute__((vector_size(32)));
 using HalfUnaligned = float __attribute__((vector_size(32), aligned(4), may_alias));
 
 FASTDISTILL_HD VFloat join_halves(const float* low, const float* high) {
