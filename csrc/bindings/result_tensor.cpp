@@ -66,9 +66,9 @@ py::object cpu_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type dt
   tensor->managed.tensor = {data,          {dlpack::kCpu, 0}, dimensions, dtype,
                             tensor->shape, tensor->strides,   0};
   // From here on torch owns the memory and calls `release`, also if it fails.
-  memory.release();
+  auto* const owned = static_cast<OwnedTensor*>(memory.release());
   void* object = nullptr;
-  if (api->managed_to_object(&tensor->managed, &object) != 0) throw py::error_already_set();
+  if (api->managed_to_object(&owned->managed, &object) != 0) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
 }
 
