@@ -4,6 +4,8 @@
 // are reduced and in whether the last vector is full.
 #pragma once
 
+#include <type_traits>
+
 #include "losses/loss_args.h"
 #include "losses/row_math.h"
 #include "losses/simd.h"

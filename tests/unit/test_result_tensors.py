@@ -18,8 +18,8 @@ MIB = 2**20
 LARGE = (MIB // 4 // 64, 64)  # 1 MiB of float32, the smallest that is pooled
 
 
-def gradient(batch, actions, dtype=torch.float32):
-    student = torch.randn(batch, actions).to(dtype)
+def gradient(batch, actions):
+    student = torch.randn(batch, actions)
     teacher = torch.zeros(batch, actions)
     _, grad = fd.distill_loss_and_grad("mse", student, teacher, reduction="sum")
     return grad, 2 * student
@@ -27,7 +27,7 @@ def gradient(batch, actions, dtype=torch.float32):
 
 @pytest.fixture
 def pool():
-    """The pool holds nothing that a test could get but what the test gave back."""
+    """Keeps what others have left in the pool, so that a test gets only what it gave back."""
     gc.collect()
     grads = []
     for rows in (LARGE[0] * 2**k for k in range(10)):
@@ -75,8 +75,8 @@ def test_scalars():
     assert loss.item() == 3.0
 
 
-def test_td_loss_returns_tensors_of_its_own():
-    q = torch.randn(3, 4).t()  # its rows are not adjacent
+def test_td_loss_of_rows_that_are_not_adjacent():
+    q = torch.randn(3, 4).t()
     loss, td_abs = fd.td_loss(
         q.requires_grad_(), torch.tensor([0, 1, 2, 0]), torch.zeros(4), reduction="none"
     )
