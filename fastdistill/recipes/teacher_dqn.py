@@ -110,8 +110,8 @@ class DqnConfig:
     bfloat16: bool = True
     """Convolutions in bfloat16; the head is float32 always."""
     score_episodes: int = 10
-    """Full episodes per checkpoint, and twice as many for one that wins, by which the best is chosen;
-    0 keeps the last."""
+    """Full episodes per checkpoint, and twice as many for one that wins, by which the best is
+    chosen; 0 keeps the last."""
     evaluation_episodes: int = 30
     """Full episodes played with the chosen teacher, none of which chose it; 0 for none."""
     evaluation_epsilon: float = 0.01
