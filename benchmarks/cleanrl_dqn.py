@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastdistill.envs import make_atari
-from fastdistill.metrics import read_jsonl
-from fastdistill.recipes.teacher_dqn import DqnConfig, train
+from fastdistill.recipes.dqn import DqnConfig, train
+from fastdistill.training.metrics import read_jsonl
 
 BATCH, TRAIN_EVERY, WARM_UP = 32, 4, 1000
 

@@ -19,10 +19,10 @@ from typing import Any
 import machine
 import numpy as np
 
-from fastdistill.metrics import read_jsonl
+from fastdistill.evaluation.statistics import bootstrap_interval
 from fastdistill.recipes.distill import train
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.statistics import bootstrap_interval
+from fastdistill.training.metrics import read_jsonl
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import subprocess
 
-from fastdistill.costs import describe_machine
+from fastdistill.evaluation.cost import describe_machine
 
 
 def describe() -> dict[str, str | int]:

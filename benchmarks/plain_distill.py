@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from torch import Tensor, nn
 
-from fastdistill.checkpoints import load_network
+from fastdistill.networks.checkpoint import load_network
 from fastdistill.teachers import checkpoint_path
 
 TEMPERATURE, EPSILON, LEARNING_RATE = 0.01, 0.05, 5e-4

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from fastdistill.checkpoints import load_network, save_network
 from fastdistill.evaluation import evaluate
-from fastdistill.metrics import read_jsonl
-from fastdistill.statistics import summarize
+from fastdistill.evaluation.statistics import summarize
+from fastdistill.networks.checkpoint import load_network, save_network
 from fastdistill.teachers import ZOO
+from fastdistill.training.metrics import read_jsonl
 
 CONDITIONS = (("classic", 0.05), ("classic", 0.01), ("machado", 0.05))
 

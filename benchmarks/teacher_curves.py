@@ -21,10 +21,10 @@ from typing import Any
 import machine
 import numpy as np
 
-from fastdistill.checkpoints import load_network
 from fastdistill.evaluation import evaluate
-from fastdistill.metrics import read_jsonl
-from fastdistill.statistics import summarize
+from fastdistill.evaluation.statistics import summarize
+from fastdistill.networks.checkpoint import load_network
+from fastdistill.training.metrics import read_jsonl
 
 HERE = Path(__file__).parent
 WINDOW_EPISODES = 50

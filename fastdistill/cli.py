@@ -16,17 +16,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastdistill.checkpoints import CheckpointError, read_card
 from fastdistill.envs import make_env
 from fastdistill.evaluation import evaluate_env, record_comparison_gif
+from fastdistill.evaluation.statistics import summarize
+from fastdistill.networks.checkpoint import CheckpointError, read_card
 from fastdistill.recipes import distill as distill_recipe
-from fastdistill.recipes import teacher_dqn as teacher_dqn_recipe
-from fastdistill.recipes import teacher_pqn as teacher_pqn_recipe
+from fastdistill.recipes import dqn as teacher_dqn_recipe
+from fastdistill.recipes import pqn as teacher_pqn_recipe
 from fastdistill.recipes.common import STOPPED_STATUS, TrainingDiverged
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
-from fastdistill.statistics import summarize
 from fastdistill.teachers import checkpoint_path, load_teacher
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdistill.statistics import bootstrap_interval, summarize
+from fastdistill.evaluation.statistics import bootstrap_interval, summarize
 
 RANDOM_SCORE = -20.7
 SIZES = {

@@ -204,7 +204,7 @@ void register_frames(py::module_& m) {
   using py::arg;
   m.def("convolve", &convolve, arg("input"), arg("statistics"), arg("weight"), arg("bias"),
         arg("stride"), arg("relu"), arg("output"), py::pos_only(),
-        "Convolution of images or of uint8 frames; see fastdistill.frames.");
+        "Convolution of images or of uint8 frames; see fastdistill.networks.convolutions.");
   m.def("convolve_backward", &convolve_backward, arg("input"), arg("statistics"), arg("weight"),
         arg("stride"), arg("output"), arg("grad_output"), arg("grad_input"), arg("grad_weight"),
         arg("grad_bias"), py::pos_only(), "Its gradients, written into the last three arguments.");

@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdistill.checkpoints import versions, write_checkpoint
 from fastdistill.envs import engine_versions
-from fastdistill.lanes import EnvState, Episode, LaneEnv
+from fastdistill.envs.lanes import EnvState, Episode, LaneEnv
 from fastdistill.networks import QNetwork
+from fastdistill.networks.checkpoint import versions, write_checkpoint
 
 Config = TypeVar("Config")
 

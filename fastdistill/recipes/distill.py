@@ -21,10 +21,10 @@ from typing import Any
 
 from torch import nn
 
-from fastdistill.checkpoints import load_network
 from fastdistill.envs import make_env
-from fastdistill.lanes import LaneEnv
+from fastdistill.envs.lanes import LaneEnv
 from fastdistill.networks import QNetwork
+from fastdistill.networks.checkpoint import load_network
 from fastdistill.recipes.common import (
     TRAINING_STREAM,
     StopRequest,

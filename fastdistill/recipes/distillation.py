@@ -16,10 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdistill.checkpoints import TrainingCheckpoints
-from fastdistill.costs import describe_machine
-from fastdistill.lanes import LaneEnv
-from fastdistill.metrics import Progress, RunWriter
+from fastdistill.envs.lanes import LaneEnv
+from fastdistill.evaluation.cost import describe_machine
 from fastdistill.recipes.common import (
     LEARNING_STREAM,
     SCORING_SEED,
@@ -45,6 +43,8 @@ from fastdistill.recipes.students import (
 )
 from fastdistill.replay import PrioritizedReplay
 from fastdistill.teachers import Teacher
+from fastdistill.training.checkpoints import TrainingCheckpoints
+from fastdistill.training.metrics import Progress, RunWriter
 
 # Steps that a lane is driven by the same policy before the driver is drawn again.
 _DRIVER_STEPS = 64

@@ -19,19 +19,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdistill.checkpoints import load_network, read_checkpoint, save_network
-from fastdistill.costs import latency_seconds, multiply_adds, num_parameters
+from fastdistill.envs.lanes import LaneEnv
 from fastdistill.evaluation import Evaluation, Policy, evaluate_env
-from fastdistill.lanes import LaneEnv
+from fastdistill.evaluation.cost import latency_seconds, multiply_adds, num_parameters
+from fastdistill.evaluation.statistics import HUMAN_SCORES, Interval, bootstrap_interval, summarize
 from fastdistill.losses import distill_kl, distill_loss_and_grad
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
+from fastdistill.networks.checkpoint import load_network, read_checkpoint, save_network
 from fastdistill.recipes.common import (
     network_tensors,
     optimizer_tensors,
     restore_network,
     restore_optimizer,
 )
-from fastdistill.statistics import HUMAN_SCORES, Interval, bootstrap_interval, summarize
 from fastdistill.teachers import Teacher
 
 LOSSES = ("kl", "nll", "mse", "reverse_kl", "jsd")

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import torch
 
-from fastdistill.checkpoints import load_network, save_network
+from fastdistill.envs.lanes import LaneEnv
 from fastdistill.evaluation import Evaluation, evaluate
-from fastdistill.lanes import LaneEnv
+from fastdistill.evaluation.statistics import summarize
 from fastdistill.networks import QNetwork
+from fastdistill.networks.checkpoint import load_network, save_network
 from fastdistill.recipes.common import SCORING_SEED, TrainingState
-from fastdistill.statistics import summarize
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from fastdistill.evaluation.statistics import Interval
 from fastdistill.report.figures import MAX_FINALS, Drawing, LineStyle, line_styles
 from fastdistill.report.results import BATCHES, Player, Results, headline_student
 from fastdistill.report.words import (
@@ -27,7 +28,6 @@ from fastdistill.report.words import (
     number,
     percent,
 )
-from fastdistill.statistics import Interval
 
 _MISSING = f'<span class="missing">{NOT_MEASURED}</span>'
 _LATENCY_NAMES = {"1": "1 observation", "1024": "1,024 observations"}

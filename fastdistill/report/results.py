@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdistill.metrics import read_jsonl
-from fastdistill.statistics import Interval, summarize
+from fastdistill.evaluation.statistics import Interval, summarize
+from fastdistill.training.metrics import read_jsonl
 
 CURVES = ("score", "loss", "agreement", "kl")
 BATCHES = ("1", "1024")

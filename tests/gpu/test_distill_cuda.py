@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fastdistill as fd
-from fastdistill.losses_reference import distill_reference, td_reference
+from fastdistill.losses.reference import distill_reference, td_reference
 
 pytestmark = pytest.mark.cuda
 

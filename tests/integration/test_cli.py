@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from fastdistill.checkpoints import save_network
 from fastdistill.cli import main
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
+from fastdistill.networks.checkpoint import save_network
 
 
 def motionless_pong(path):

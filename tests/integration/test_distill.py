@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 import fastdistill as fd
-from fastdistill.checkpoints import CheckpointError, TrainingCheckpoints, load_network
+from fastdistill.networks.checkpoint import CheckpointError, load_network
 from fastdistill.recipes.common import STOPPED_STATUS, TrainingDiverged
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.training.checkpoints import TrainingCheckpoints
 
 # A run of seconds on CartPole, whose teacher is a module of the user's.
 SMALL = {

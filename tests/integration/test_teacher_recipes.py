@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdistill.checkpoints import TrainingCheckpoints, load_network, read_checkpoint
 from fastdistill.cli import main
-from fastdistill.metrics import read_jsonl
-from fastdistill.recipes import teacher_dqn, teacher_pqn
+from fastdistill.networks.checkpoint import load_network, read_checkpoint
+from fastdistill.recipes import dqn as teacher_dqn
+from fastdistill.recipes import pqn as teacher_pqn
 from fastdistill.recipes.common import TrainingDiverged
-from fastdistill.recipes.teacher_dqn import DqnConfig
-from fastdistill.recipes.teacher_pqn import PqnConfig
+from fastdistill.recipes.dqn import DqnConfig
+from fastdistill.recipes.pqn import PqnConfig
+from fastdistill.training.checkpoints import TrainingCheckpoints
+from fastdistill.training.metrics import read_jsonl
 
 
 def tiny(recipe: str, run_dir: Path, **changes):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from replay_reference import STEP_BITS, ReplayReference, Step
 
 from fastdistill.replay import PrioritizedReplay
-from fastdistill.replay_reference import STEP_BITS, ReplayReference, Step
 
 FRAME_SHAPE = (3,)
 COLUMN_SHAPE = (2, 5)

@@ -15,17 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdistill import checkpoints
-from fastdistill.checkpoints import (
+from fastdistill.networks import QNetwork, checkpoint, paper_architecture
+from fastdistill.networks.checkpoint import (
     CheckpointError,
-    TrainingCheckpoints,
     load_network,
     read_card,
     read_checkpoint,
     save_network,
     write_checkpoint,
 )
-from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.training.checkpoints import TrainingCheckpoints
 
 TENSORS = {
     "float": torch.arange(6.0).reshape(2, 3),
@@ -182,7 +181,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def no_space(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", no_space)
+    monkeypatch.setattr(checkpoint.os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
         write_checkpoint(tmp_path / "a", {"x": torch.ones(3)}, {})
     assert torch.equal(read_checkpoint(path)[0]["x"], torch.zeros(3))
@@ -191,7 +190,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 WRITER = """
 import sys, torch
-from fastdistill.checkpoints import write_checkpoint
+from fastdistill.networks.checkpoint import write_checkpoint
 torch.set_num_threads(1)
 generation = 0
 while True:

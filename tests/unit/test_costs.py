@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastdistill.costs import describe_machine, latency_seconds, multiply_adds, num_parameters
+from fastdistill.evaluation.cost import (
+    describe_machine,
+    latency_seconds,
+    multiply_adds,
+    num_parameters,
+)
 from fastdistill.networks import QNetwork, paper_architecture
 
 # Convolutions: outputs x inputs per output; then the two fully connected layers.

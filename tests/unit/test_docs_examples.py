@@ -37,6 +37,8 @@ def test_examples(name):
 
 def test_examples_are_found():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    module = importlib.import_module("fastdistill.losses")
+    module = importlib.import_module("fastdistill.losses.functions")
     found = {test.name for test in finder.find(module) if test.examples}
-    assert {f"fastdistill.losses.{n}" for n in ("distill_kl", "DistillLoss", "td_loss")} <= found
+    assert {
+        f"fastdistill.losses.functions.{n}" for n in ("distill_kl", "DistillLoss", "td_loss")
+    } <= found

@@ -12,9 +12,15 @@ import pytest
 from ale_py import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
-from fastdistill import envs, lanes
-from fastdistill.envs import make_atari, make_env, make_gymnasium, observation_statistics
-from fastdistill.lanes import LaneEnv
+from fastdistill.envs import (
+    atari,
+    lanes,
+    make_atari,
+    make_env,
+    make_gymnasium,
+    observation_statistics,
+)
+from fastdistill.envs.lanes import LaneEnv
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
@@ -345,7 +351,7 @@ def test_restore_refuses_another_lane_count():
 
 def test_the_colour_twin_plays_the_same_game():
     env = make_atari("breakout", 2, preset="machado")
-    screen = envs.make_atari_screen(env)
+    screen = atari.make_atari_screen(env)
     rng = np.random.default_rng(0)
     env.reset(4)
     screen.reset(4)
@@ -425,6 +431,6 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
     def absent(name: str):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(envs.importlib, "import_module", absent)
+    monkeypatch.setattr(atari.importlib, "import_module", absent)
     with pytest.raises(ImportError, match="pip install 'ale-py"):
         make_atari("pong", 1)

@@ -10,10 +10,9 @@ import torch
 from gymnasium.vector import AutoresetMode
 from PIL import Image
 
-from fastdistill import evaluation
 from fastdistill.envs import make_atari_screen, make_env
-from fastdistill.evaluation import evaluate, evaluate_env, record_comparison_gif
-from fastdistill.lanes import LaneEnv
+from fastdistill.envs.lanes import LaneEnv
+from fastdistill.evaluation import evaluate, evaluate_env, gif, record_comparison_gif
 
 
 class Corridor(gymnasium.Env):
@@ -203,7 +202,7 @@ def test_a_game_that_has_ended_stands_still(tmp_path, monkeypatch):
         )
         for n in lengths.values()
     )
-    monkeypatch.setattr(evaluation, "_record_screens", lambda *_: next(recordings))
+    monkeypatch.setattr(gif, "_record_screens", lambda *_: next(recordings))
     players = {label: constant(0, 6) for label in lengths}
     path = tmp_path / "ended.gif"
     assert record_comparison_gif(players, "pong", path) == {"short": 1.0, "long": 4.0}
@@ -218,7 +217,7 @@ def test_a_game_of_many_colours_is_brought_down_to_a_palette(tmp_path, monkeypat
     screens = [(smooth + rng.integers(0, 8, 3)).clip(0, 255).astype(np.uint8) for _ in range(3)]
     recording = ([np.broadcast_to(screen, (210, 160, 3)).copy() for screen in screens], [0.0] * 3)
     recording[0][0][:, :, 1] = recording[0][0][::-1, :, 1]
-    monkeypatch.setattr(evaluation, "_record_screens", lambda *_: recording)
+    monkeypatch.setattr(gif, "_record_screens", lambda *_: recording)
     path = tmp_path / "colours.gif"
     record_comparison_gif({"many": constant(0, 6)}, "pong", path)
     frames, _ = gif_frames(path)

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdistill import _core, frames
+from fastdistill import _core
 from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.networks import convolutions as frames
 
 pytestmark = pytest.mark.skipif(
     not frames.is_available(), reason="this CPU has no AVX512-BF16 or was told not to use it"

@@ -13,7 +13,7 @@ from loss_oracle import distill_truth
 from support import DTYPES, KINDS, check_distill, random_logits, temperature_options
 
 import fastdistill as fd
-from fastdistill.losses_reference import distill_reference
+from fastdistill.losses.reference import distill_reference
 
 DISTILL = {kind: getattr(fd, f"distill_{kind}") for kind in KINDS}
 

@@ -11,7 +11,7 @@ from support import DTYPES, KINDS, random_logits, temperature_options
 from torch.library import opcheck
 
 import fastdistill as fd
-from fastdistill.losses_reference import KINDS as KINDS_BY_NUMBER
+from fastdistill.losses.reference import KINDS as KINDS_BY_NUMBER
 
 DISTILL = {kind: getattr(fd, f"distill_{kind}") for kind in KINDS}
 

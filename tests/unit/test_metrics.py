@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastdistill import metrics
-from fastdistill.metrics import (
+from fastdistill.training import metrics
+from fastdistill.training.metrics import (
     METRICS,
     JsonlWriter,
     NullWriter,

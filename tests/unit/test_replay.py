@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdistill import _replay_arguments
-from fastdistill.replay import PrioritizedReplay
+from fastdistill.replay import PrioritizedReplay, arguments
 
 
 def make(capacity=64, num_lanes=1, **options):
@@ -176,7 +175,7 @@ def test_memory_is_one_frame_per_transition():  # case 13
 
 
 def test_too_large_a_replay_says_what_it_needs(monkeypatch):  # case 13
-    monkeypatch.setattr(_replay_arguments, "_available_memory_bytes", lambda: 1e6)
+    monkeypatch.setattr(arguments, "_available_memory_bytes", lambda: 1e6)
     with pytest.raises(MemoryError, match=r"got 7\.\d\d GB needed and 0\.00 GB available"):
         PrioritizedReplay(1_000_000, 8)
 

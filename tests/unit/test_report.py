@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from run_directories import RANDOM_SCORE, made_up_run, player, write_evaluation
 
-from fastdistill.checkpoints import save_network
 from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.networks.checkpoint import save_network
 from fastdistill.report import write_report
 from fastdistill.report.figures import DASHES, line_styles
 from fastdistill.report.results import headline_student, read_results, resampled_means

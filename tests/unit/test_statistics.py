@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from fastdistill.statistics import (
+from fastdistill.evaluation.statistics import (
     HUMAN_SCORES,
     bootstrap_interval,
     human_normalized_score,

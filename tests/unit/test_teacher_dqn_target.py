@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
-from fastdistill.recipes.teacher_dqn import DqnConfig, Learner, double_q_target
+from fastdistill.recipes.dqn import DqnConfig, Learner, double_q_target
 from fastdistill.replay import PrioritizedReplay
 
 

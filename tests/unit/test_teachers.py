@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastdistill.checkpoints import save_network
 from fastdistill.envs import make_atari, make_env
 from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.networks.checkpoint import save_network
 from fastdistill.teachers import checkpoint_path, load_teacher, zoo_names
 
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastdistill.checkpoints import load_network
 from fastdistill.envs import make_env
 from fastdistill.networks import Architecture, QNetwork
+from fastdistill.networks.checkpoint import load_network
 from fastdistill.recipes import teaching
 from fastdistill.recipes.common import TrainingState
 

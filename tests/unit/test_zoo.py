@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fastdistill.checkpoints import read_card
 from fastdistill.envs import make_env
 from fastdistill.evaluation import evaluate_env
+from fastdistill.networks.checkpoint import read_card
 from fastdistill.teachers import ZOO, checkpoint_path, load_teacher, zoo_names
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdistill.lanes import LaneEnv
+from fastdistill.envs.lanes import LaneEnv
 
 
 @dataclass(frozen=True)

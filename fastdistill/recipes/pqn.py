@@ -19,10 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdistill.checkpoints import TrainingCheckpoints
 from fastdistill.envs import make_env, observation_statistics
-from fastdistill.lanes import LaneEnv
-from fastdistill.metrics import Progress, RunWriter
+from fastdistill.envs.lanes import LaneEnv
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
 from fastdistill.recipes.common import (
     STATISTICS_STREAM,
@@ -50,6 +48,8 @@ from fastdistill.recipes.teaching import (
     evaluation_metrics,
     save_best,
 )
+from fastdistill.training.checkpoints import TrainingCheckpoints
+from fastdistill.training.metrics import Progress, RunWriter
 
 
 @dataclass(frozen=True)

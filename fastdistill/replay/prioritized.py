@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastdistill._native import core as _core
-from fastdistill._replay_arguments import (
+from fastdistill.replay.arguments import (
     ArrayLike,
     ColumnSpec,
     append_rows,
@@ -31,7 +31,7 @@ from fastdistill._replay_arguments import (
     row_spec,
     vector,
 )
-from fastdistill._replay_batch import ReplayBatch, SlabPool, row_bytes
+from fastdistill.replay.batch import ReplayBatch, SlabPool, row_bytes
 
 __all__ = ["PrioritizedReplay", "ReplayBatch", "RowPriorities"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdistill._native import core
-from fastdistill.losses_reference import KINDS, TD_KINDS, distill_reference, td_reference
+from fastdistill.losses.reference import KINDS, TD_KINDS, distill_reference, td_reference
 
 # kind, temperature, student_temperature, beta, reduction, and the function to name in errors
 Options = tuple[int, float, float, float, str, str]

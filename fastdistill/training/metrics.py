@@ -112,7 +112,7 @@ class TensorBoardWriter:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "fastdistill.metrics needs tensorboard: pip install 'tensorboard>=2.16'"
+                "fastdistill.training.metrics needs tensorboard: pip install 'tensorboard>=2.16'"
             ) from error
         purge_step = None if resume_step is None else resume_step + 1
         self._writer: Any = SummaryWriter(str(directory), purge_step=purge_step)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdistill.checkpoints import load_network
 from fastdistill.envs import make_env
-from fastdistill.lanes import LaneEnv
+from fastdistill.envs.lanes import LaneEnv
+from fastdistill.networks.checkpoint import load_network
 
-ZOO = Path(__file__).parent / "zoo"
+ZOO = Path(__file__).parents[1] / "zoo"
 
 
 @dataclass(frozen=True, eq=False)

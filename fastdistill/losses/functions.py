@@ -13,10 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fastdistill import losses_ops  # noqa: F401  (registers torch.ops.fastdistill)
 from fastdistill._native import core
-from fastdistill.losses_autograd import Options, distill_apply, reference_of, td_apply
-from fastdistill.losses_reference import KINDS, TD_KINDS, td_reference
+from fastdistill.losses import ops  # noqa: F401  (registers torch.ops.fastdistill)
+from fastdistill.losses.autograd import Options, distill_apply, reference_of, td_apply
+from fastdistill.losses.reference import KINDS, TD_KINDS, td_reference
 
 _KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 _TD_KIND_NUMBERS = {kind: number for number, kind in enumerate(TD_KINDS)}

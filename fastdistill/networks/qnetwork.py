@@ -5,144 +5,22 @@ One frozen ``Architecture`` describes a network completely and is what a checkpo
 things differ from the usual code, both measured to matter: observation statistics are buffers of
 the network and its input is standardised with them, and the heads compute in float32 under any
 autocast, because the best two actions are often 0.01 apart. Under bfloat16 autocast on a CPU with
-the instructions for it, the convolutions are those of ``fastdistill.frames``.
+the instructions for it, the convolutions are those of ``fastdistill.networks.convolutions``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastdistill import frames
+from fastdistill.networks import convolutions as frames
+from fastdistill.networks.architecture import CONVOLUTIONS, Architecture
 
-# Kernel size and stride of each convolution; Mnih et al. 2015.
-_CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
 # Added to each pixel's deviation (of 255): a pixel that never moved must not blow up when it does.
 _STD_FLOOR = 0.02 * 255
 _CLIP = 5.0
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A network, described completely.
-
-    Attributes:
-        obs_shape: ``(planes, height, width)`` of uint8 images or ``(features,)`` of floats.
-        num_actions: Outputs of each head; a single-task network has one entry.
-        channels: Filters of the three convolutions (images only).
-        hidden: Units of the fully connected layers after them.
-        head_hidden: Units of a layer of its own in each head, 0 for none. The paper's multi-task
-            networks have 128.
-        dueling: Heads return value + advantage - mean advantage (Wang et al. 2016).
-        layer_norm: Layer normalisation after every hidden layer (PQN, Gallici et al. 2024).
-    """
-
-    obs_shape: tuple[int, ...]
-    num_actions: tuple[int, ...]
-    channels: tuple[int, int, int] = (32, 64, 64)
-    hidden: tuple[int, ...] = (512,)
-    head_hidden: int = 0
-    dueling: bool = False
-    layer_norm: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.obs_shape) not in (1, 3) or min(self.obs_shape) < 1:
-            raise ValueError(
-                "Architecture: obs_shape must be (planes, height, width) or (features,), "
-                f"got {self.obs_shape}"
-            )
-        if not self.num_actions or min(self.num_actions) < 1:
-            raise ValueError(
-                "Architecture: num_actions must name at least one action per head, "
-                f"got {self.num_actions}"
-            )
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"Architecture: hidden must be positive sizes, got {self.hidden}")
-        if len(self.channels) != len(_CONVOLUTIONS) or min(self.channels) < 1:
-            raise ValueError(
-                f"Architecture: channels must be three positive sizes, got {self.channels}"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """The description as plain JSON types."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
-
-    @classmethod
-    def from_json(cls, description: dict[str, Any]) -> Architecture:
-        """The reverse of ``to_json``.
-
-        Raises:
-            ValueError: Naming a field that is unknown, missing or of a wrong kind.
-        """
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in description.items()
-        }
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise ValueError(f"Architecture.from_json: {error}") from error
-
-
-# The paper's compression table: share of the teacher's parameters -> layer sizes.
-_PAPER_SIZES: dict[str, tuple[tuple[int, int, int], int]] = {
-    "100%": ((32, 64, 64), 512),
-    "25%": ((16, 32, 32), 256),
-    "7%": ((16, 16, 16), 128),
-    "4%": ((16, 16, 16), 64),
-}
-
-
-def paper_architecture(
-    size: str,
-    num_actions: int | Sequence[int],
-    *,
-    obs_shape: tuple[int, ...] = (4, 84, 84),
-    dueling: bool = False,
-    layer_norm: bool = False,
-) -> Architecture:
-    """One of the paper's networks, by its share of the teacher's parameters.
-
-    Args:
-        size: ``"100%"`` (the Nature DQN), ``"25%"``, ``"7%"`` or ``"4%"``.
-        num_actions: Outputs, or outputs per head.
-        obs_shape: Of one observation.
-        dueling: See ``Architecture``.
-        layer_norm: See ``Architecture``.
-
-    Source: Rusu et al. 2015, table of network sizes; with 18 outputs 1,693,362, 427,874, 113,346
-    and 61,954 parameters.
-    """
-    if size not in _PAPER_SIZES:
-        raise ValueError(
-            f"paper_architecture: size must be one of {list(_PAPER_SIZES)}, got {size!r}"
-        )
-    channels, hidden = _PAPER_SIZES[size]
-    heads = (num_actions,) if isinstance(num_actions, int) else tuple(num_actions)
-    return Architecture(
-        obs_shape, heads, channels, (hidden,), dueling=dueling, layer_norm=layer_norm
-    )
-
-
-def multitask_architecture(num_actions: Sequence[int], *, wide: bool = False) -> Architecture:
-    """The paper's multi-task network: one trunk, for each game a head with 128 units of its own.
-
-    Args:
-        num_actions: Actions of each game.
-        wide: The ten-game network (64 filters, 1,500 units) instead of the three-game one.
-    """
-    base = paper_architecture("100%", num_actions)
-    if wide:
-        base = replace(base, channels=(64, 64, 64), hidden=(1500,))
-    return replace(base, head_hidden=128)
 
 
 class QNetwork(nn.Module):
@@ -153,7 +31,7 @@ class QNetwork(nn.Module):
 
     Attributes:
         architecture: The description it was built from.
-        uses_frames: Whether ``fastdistill.frames`` computes its convolutions of uint8 images under
+        uses_frames: Whether ``convolutions`` computes its convolutions of uint8 images under
             bfloat16 autocast, and without gradients in float32; can be set to False.
     """
 
@@ -171,13 +49,13 @@ class QNetwork(nn.Module):
         self.register_buffer("obs_scale", torch.full(frame_shape, 1 / 255 if is_image else 1.0))
         self._clips = is_image
         self.uses_frames = is_image and frames.fits(
-            architecture.obs_shape, architecture.channels, _CONVOLUTIONS
+            architecture.obs_shape, architecture.channels, CONVOLUTIONS
         )
         layers: list[nn.Module] = []
         size = architecture.obs_shape[0]
         if is_image:
             height, width = frame_shape
-            for filters, (kernel, stride) in zip(architecture.channels, _CONVOLUTIONS, strict=True):
+            for filters, (kernel, stride) in zip(architecture.channels, CONVOLUTIONS, strict=True):
                 layers.append(nn.Conv2d(size, filters, kernel, stride))
                 if architecture.layer_norm:
                     layers.append(nn.GroupNorm(1, filters))

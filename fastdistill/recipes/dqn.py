@@ -21,11 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdistill.checkpoints import TrainingCheckpoints
 from fastdistill.envs import make_env, observation_statistics
-from fastdistill.lanes import LaneEnv
+from fastdistill.envs.lanes import LaneEnv
 from fastdistill.losses import td_loss
-from fastdistill.metrics import Progress, RunWriter
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
 from fastdistill.recipes.common import (
     LEARNING_STREAM,
@@ -55,6 +53,8 @@ from fastdistill.recipes.teaching import (
     save_best,
 )
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
+from fastdistill.training.checkpoints import TrainingCheckpoints
+from fastdistill.training.metrics import Progress, RunWriter
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdistill._native import core as _core
-from fastdistill._replay_batch import RowSpec
+from fastdistill.replay.batch import RowSpec
 
 ArrayLike = npt.ArrayLike | Tensor
 ColumnSpec = tuple[Sequence[int], str]
