@@ -56,7 +56,7 @@ def plain_network(actions: int) -> nn.Sequential:
 def plain_steps_per_second(game: str, seconds: float, capacity: int = 20_000) -> float:
     """Steps per second of the plain loop once it learns."""
     env = make_atari(game, 1)
-    network, target = plain_network(env.num_actions), plain_network(env.num_actions)
+    network, target = plain_network(env.spec.num_actions), plain_network(env.spec.num_actions)
     target.load_state_dict(network.state_dict())
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     rng = np.random.default_rng(0)
@@ -71,7 +71,7 @@ def plain_steps_per_second(game: str, seconds: float, capacity: int = 20_000) ->
         elif begun and time.perf_counter() - begun > seconds:
             return (step - begun_step) / (time.perf_counter() - begun)
         if rng.random() < 0.1:
-            action = int(rng.integers(env.num_actions))
+            action = int(rng.integers(env.spec.num_actions))
         else:
             with torch.no_grad():
                 scaled = torch.tensor(obs[None], dtype=torch.float32) / 255

@@ -20,8 +20,7 @@ import machine
 import numpy as np
 
 from fastdistill.evaluation.statistics import bootstrap_interval
-from fastdistill.recipes.distill import train
-from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.distill import DistillConfig, train
 from fastdistill.training.metrics import read_jsonl
 
 HERE = Path(__file__).parent

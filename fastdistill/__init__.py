@@ -2,6 +2,8 @@
 """Policy distillation with fused native losses and a lock-free prioritized replay."""
 
 from fastdistill._native import has_cuda_kernels
+from fastdistill.api import distill
+from fastdistill.envs import EnvSpec
 from fastdistill.evaluation import Evaluation, evaluate
 from fastdistill.losses import (
     DistillLoss,
@@ -13,7 +15,8 @@ from fastdistill.losses import (
     distill_reverse_kl,
     td_loss,
 )
-from fastdistill.recipes.distill import DistillResult, distill
+from fastdistill.networks import load_network, load_weights
+from fastdistill.recipes.distill import DistillResult
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
 from fastdistill.teachers import Teacher, load_teacher
 
@@ -22,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DistillLoss",
     "DistillResult",
+    "EnvSpec",
     "Evaluation",
     "PrioritizedReplay",
     "ReplayBatch",
@@ -35,6 +39,8 @@ __all__ = [
     "distill_reverse_kl",
     "evaluate",
     "has_cuda_kernels",
+    "load_network",
     "load_teacher",
+    "load_weights",
     "td_loss",
 ]

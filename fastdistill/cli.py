@@ -19,15 +19,15 @@ from typing import Any
 from fastdistill.envs import make_env
 from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.evaluation.statistics import summarize
-from fastdistill.networks.checkpoint import CheckpointError, read_card
+from fastdistill.networks.checkpoint import read_card
 from fastdistill.recipes import distill as distill_recipe
-from fastdistill.recipes import dqn as teacher_dqn_recipe
-from fastdistill.recipes import pqn as teacher_pqn_recipe
-from fastdistill.recipes.common import STOPPED_STATUS, TrainingDiverged
-from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes import dqn as dqn_recipe
+from fastdistill.recipes import pqn as pqn_recipe
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
 from fastdistill.teachers import checkpoint_path, load_teacher
+from fastdistill.training.run import TrainingDiverged
+from fastdistill.training.stop import STOPPED_STATUS, StopRequest
 
 
 def evaluate(
@@ -96,34 +96,37 @@ def evaluate(
         print(f"  {gif}: {score:.0f} points in at most a minute")
 
 
-def teacher_pqn(config: teacher_pqn_recipe.PqnConfig, resume: bool = False) -> int:
+def teacher_pqn(config: pqn_recipe.PqnConfig, resume: bool = False) -> int:
     """Train a teacher by parallel Q-learning: many lanes, lambda-returns, no replay.
 
     Args:
         config: The recipe's configuration.
         resume: Continue the run in run_dir with the configuration stored there.
     """
-    return _report_teacher(config.run_dir, teacher_pqn_recipe.train(config, resume=resume))
+    with StopRequest() as stop:
+        return _report_teacher(config.run_dir, pqn_recipe.train(config, resume=resume, stop=stop))
 
 
-def teacher_dqn(config: teacher_dqn_recipe.DqnConfig, resume: bool = False) -> int:
+def teacher_dqn(config: dqn_recipe.DqnConfig, resume: bool = False) -> int:
     """Train a teacher by Double DQN with prioritized replay: the paper's, brought up to date.
 
     Args:
         config: The recipe's configuration.
         resume: Continue the run in run_dir with the configuration stored there.
     """
-    return _report_teacher(config.run_dir, teacher_dqn_recipe.train(config, resume=resume))
+    with StopRequest() as stop:
+        return _report_teacher(config.run_dir, dqn_recipe.train(config, resume=resume, stop=stop))
 
 
-def distill(config: DistillConfig, resume: bool = False) -> int:
+def distill(config: distill_recipe.DistillConfig, resume: bool = False) -> int:
     """Distill a teacher into one student, or into many side by side, and write a report.
 
     Args:
         config: The recipe's configuration.
         resume: Continue the run in run_dir with the configuration stored there.
     """
-    return _report_students(distill_recipe.train(config, resume=resume))
+    with StopRequest() as stop:
+        return _report_students(distill_recipe.train(config, resume=resume, stop=stop))
 
 
 def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:
@@ -136,11 +139,17 @@ def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:
         run_dir: Where everything is written.
         seed: Of everything.
     """
-    config = DistillConfig(run_dir=run_dir, seed=seed)
-    resume = (run_dir / "config.json").exists() and not (run_dir / "evaluation.json").exists()
-    if run_dir.exists() and not resume:
+    config = distill_recipe.DistillConfig(run_dir=run_dir, seed=seed)
+    is_run = (run_dir / "config.json").exists()
+    resume = is_run and not (run_dir / "evaluation.json").exists()
+    if run_dir.exists() and not is_run and any(run_dir.iterdir()):
+        raise ValueError(
+            f"quickstart: run_dir must be a run's or an empty directory, got {run_dir}, which "
+            "holds something else"
+        )
+    if is_run and not resume:
         print(f"the quickstart in {run_dir} is kept as {_set_aside(run_dir)}")
-    return _report_students(distill_recipe.train(config, resume=resume))
+    return distill(config, resume=resume)
 
 
 def _set_aside(run_dir: Path) -> Path:
@@ -162,8 +171,8 @@ def _report_students(result: distill_recipe.DistillResult) -> int:
         if share:
             line += f", {share['value']:.1f}% of the teacher"
         print(line)
-    if result.evaluation:
-        print(f"report: {write_report(result.run_dir)}")
+    if result.report:
+        print(f"report: {result.report}")
     return 0
 
 
@@ -182,7 +191,7 @@ def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
         return STOPPED_STATUS
     line = f"{run_dir}/teacher.json after {result.step:,} steps"
     if result.evaluation:
-        mean = result.evaluation["mean"]
+        mean = result.evaluation["teacher"]["summary"]["mean"]
         line += f": mean {mean['value']:.2f}, 95% [{mean['low']:.2f}, {mean['high']:.2f}]"
         line += f" over {result.evaluation['episodes']} episodes"
     print(line)
@@ -220,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=words,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except (CheckpointError, ValueError, ImportError, OSError, TrainingDiverged) as error:
+    except (ValueError, ImportError, OSError, TrainingDiverged) as error:
         print(f"fastdistill: {error}", file=sys.stderr)
         return 2
     return int(status or 0)

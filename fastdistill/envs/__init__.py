@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Environments as lanes: Atari games and gymnasium ids, one plain record per step.
 
-``lanes`` is the vector environment that everything else sees, ``atari`` makes them.
+``lanes`` is the vector environment that everything else sees, ``atari`` makes them, ``spec``
+describes them, ``acting`` chooses actions.
 """
 
+from fastdistill.envs.acting import Policy, epsilon_greedy, policy_values
 from fastdistill.envs.atari import (
     PRESETS,
     AtariPreset,
@@ -13,22 +15,25 @@ from fastdistill.envs.atari import (
     make_atari_screen,
     make_env,
     make_gymnasium,
-    observation_statistics,
 )
 from fastdistill.envs.lanes import EnvState, Episode, LaneEnv, Step
+from fastdistill.envs.spec import EnvSpec
 
 __all__ = [
     "PRESETS",
     "AtariPreset",
+    "EnvSpec",
     "EnvState",
     "Episode",
     "LaneEnv",
+    "Policy",
     "Step",
     "atari_games",
     "engine_versions",
+    "epsilon_greedy",
     "make_atari",
     "make_atari_screen",
     "make_env",
     "make_gymnasium",
-    "observation_statistics",
+    "policy_values",
 ]

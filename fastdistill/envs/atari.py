@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fastdistill.envs.lanes import LaneEnv
 
@@ -94,9 +90,10 @@ def make_atari(
     return LaneEnv(
         env,
         name=game,
+        preset=preset,
         stack=4,
         action_meanings=[action.name for action in env.ale.get_action_set()],
-        settings={"preset": preset, **settings},
+        settings=settings,
         array_seeds=True,
     )
 
@@ -107,17 +104,18 @@ def make_atari_screen(like: LaneEnv) -> LaneEnv:
     Given the same seeds and actions it plays the same game: the emulators' random numbers do not
     depend on the preprocessing. ``obs`` is ``[lanes, 3, 210, 160]`` uint8.
     """
-    settings = {key: value for key, value in like.settings.items() if key not in ("env", "preset")}
-    engine, _ = _checked_atari(like.name, like.num_lanes, like.settings["preset"])
+    spec = like.spec
+    settings = {key: value for key, value in spec.settings.items() if key not in ("env", "preset")}
+    engine, _ = _checked_atari(spec.name, like.num_lanes, spec.preset)
     env = engine(
-        **_atari_options(like.name, like.num_lanes, 1),
+        **_atari_options(spec.name, like.num_lanes, 1),
         **settings,
         img_height=210,
         img_width=160,
         grayscale=False,
         stack_num=1,
     )
-    return LaneEnv(env, name=like.name, settings=like.settings, array_seeds=True)
+    return LaneEnv(env, name=spec.name, preset=spec.preset, settings=settings, array_seeds=True)
 
 
 def make_gymnasium(env_id: str, num_lanes: int, **options: Any) -> LaneEnv:
@@ -146,36 +144,6 @@ def make_env(
     if "-v" in name:
         return make_gymnasium(name, num_lanes)
     return make_atari(name, num_lanes, preset=preset, training=training, num_threads=num_threads)
-
-
-def observation_statistics(
-    env: LaneEnv, *, num_steps: int = 500, seed: int | Sequence[int] = 0
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation of the frames that random play shows.
-
-    Atari screens are a constant background with a few moving pixels; a network whose input has
-    the background taken out learns at once where one fed raw pixels first sits on a plateau.
-
-    Args:
-        env: Left wherever the random play ends: reset it before use.
-        num_steps: Vector steps to take.
-        seed: Of the reset and of the actions.
-
-    Returns:
-        Two ``frame_shape`` arrays in the frames' own unit.
-    """
-    rng = np.random.default_rng(seed)
-    env.reset(seed)
-    total = np.zeros(env.frame_shape, np.float64)
-    squares = np.zeros(env.frame_shape, np.float64)
-    for _ in range(num_steps):
-        frame = env.step(rng.integers(env.num_actions, size=env.num_lanes)).frame.astype(np.float64)
-        total += frame.sum(axis=0)
-        squares += (frame * frame).sum(axis=0)
-    count = num_steps * env.num_lanes
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean * mean, 0.0))
-    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def engine_versions() -> dict[str, str]:

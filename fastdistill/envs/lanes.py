@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdistill.envs.spec import EnvSpec
+
 # Actions kept per lane before it may be seeded anew: bounds what a restore has to play.
 RESEED_STEPS = 10_000
 
@@ -80,15 +82,8 @@ class LaneEnv:
     seeded anew. (Seeding an ALE lane takes 0.1 s, it loads the ROM; hence not at every episode.)
 
     Attributes:
-        name: Game or environment id.
+        spec: What the environment is.
         num_lanes: Number of sub-environments.
-        num_actions: Number of discrete actions.
-        action_meanings: What each action does, where known, else its number.
-        obs_shape: Shape of one observation: ``(stack, 84, 84)``, ``(channels, height, width)``
-            or ``(features,)``.
-        frame_shape: Shape of ``Step.frame`` per lane; ``obs_shape`` without the stack.
-        stack: Frames per observation, 1 where the environment does not stack.
-        settings: Every option that changes what is played, for run records.
         obs: The current observation, ``[lanes, *obs_shape]`` uint8 or float32.
     """
 
@@ -97,6 +92,7 @@ class LaneEnv:
         env: Any,
         *,
         name: str,
+        preset: str = "",
         stack: int = 1,
         action_meanings: Sequence[str] = (),
         settings: dict[str, Any] | None = None,
@@ -113,12 +109,7 @@ class LaneEnv:
             raise TypeError(f"LaneEnv: env must have Discrete actions from 0, got {space}")
         self._env = env
         self._array_seeds = array_seeds
-        self.name = name
         self.num_lanes = int(env.num_envs)
-        self.num_actions = int(space.n)
-        self.action_meanings = tuple(action_meanings) or tuple(
-            str(action) for action in range(self.num_actions)
-        )
         shape = tuple(int(size) for size in env.single_observation_space.shape)
         self._stack_of_one = len(shape) == 4 and shape[0] == 1  # ALE's colour screens
         shape = shape[1:] if self._stack_of_one else shape
@@ -126,14 +117,19 @@ class LaneEnv:
             raise ValueError(
                 f"LaneEnv: env must have vector or image observations, got shape {shape}"
             )
-        is_image = len(shape) == 3
-        self._channels_last = is_image and shape[-1] in (1, 3, 4) and shape[0] > 4
-        self.obs_shape = (shape[2], *shape[:2]) if self._channels_last else shape
-        self.stack = stack
-        self.frame_shape = self.obs_shape if stack == 1 else self.obs_shape[1:]
-        self._obs_dtype = np.uint8 if is_image else np.float32
-        self.settings = {"env": name, **(settings or {})}
-        self.obs: NDArray[Any] = np.zeros((self.num_lanes, *self.obs_shape), self._obs_dtype)
+        self._channels_last = len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] > 4
+        num_actions = int(space.n)
+        self.spec = EnvSpec(
+            name=name,
+            preset=preset,
+            obs_shape=(shape[2], *shape[:2]) if self._channels_last else shape,
+            stack=stack,
+            num_actions=num_actions,
+            action_meanings=tuple(action_meanings) or tuple(map(str, range(num_actions))),
+            settings={"env": name, **({"preset": preset} if preset else {}), **(settings or {})},
+        )
+        self._obs_dtype = np.uint8 if self.spec.is_image else np.float32
+        self.obs: NDArray[Any] = np.zeros((self.num_lanes, *self.spec.obs_shape), self._obs_dtype)
         self._seed: tuple[int, ...] = ()
         self._reseeds = np.zeros(self.num_lanes, np.int64)
         self._logs = [bytearray() for _ in range(self.num_lanes)]
@@ -186,7 +182,7 @@ class LaneEnv:
             if chosen.any():
                 self._reseeds += chosen
                 self._seed_lanes(chosen)
-            self.step(rng.integers(self.num_actions, size=self.num_lanes))
+            self.step(rng.integers(self.spec.num_actions, size=self.num_lanes))
 
     def _seed_lanes(self, chosen: NDArray[np.bool_]) -> None:
         seeds = np.array(
@@ -230,7 +226,7 @@ class LaneEnv:
     def _advance(self, action: NDArray[np.int64]) -> Step:
         for log, word in zip(self._logs, action.astype(np.int16), strict=True):
             log += word.tobytes()
-        frame = self.obs if self.stack == 1 else np.ascontiguousarray(self.obs[:, -1])
+        frame = self.obs if self.spec.stack == 1 else np.ascontiguousarray(self.obs[:, -1])
         obs, reward, terminated, truncated, info = self._env.step(action)
         boundary = self._was_done
         if "episode_frame_number" in info:
@@ -302,11 +298,11 @@ class LaneEnv:
             )
         if not np.issubdtype(action.dtype, np.integer):
             raise TypeError(f"LaneEnv.step: action must be integers, got {action.dtype}")
-        outside = (action < 0) | (action >= self.num_actions)
+        outside = (action < 0) | (action >= self.spec.num_actions)
         if outside.any():
             lane = int(np.flatnonzero(outside)[0])
             raise ValueError(
-                f"LaneEnv.step: action must be in [0, {self.num_actions}), "
+                f"LaneEnv.step: action must be in [0, {self.spec.num_actions}), "
                 f"got {int(action[lane])} in lane {lane}"
             )
         return action.astype(np.int64)

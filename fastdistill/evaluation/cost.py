@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a network costs to keep and to run: parameters, multiply-adds, measured latency.
+"""What a network costs to run: multiply-adds, measured latency, and the machine that it was.
 
 Works on any torch module, so that a teacher of the user's is measured like a student of ours.
 """
@@ -16,11 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-
-def num_parameters(module: nn.Module) -> int:
-    """Number of trainable or frozen scalars (buffers do not count)."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @torch.no_grad()

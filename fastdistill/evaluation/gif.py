@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastdistill.envs import PRESETS, make_atari_screen, make_env
-from fastdistill.evaluation.play import EVALUATION_STREAM, EpsilonGreedy, Policy
+from fastdistill import streams
+from fastdistill.envs import PRESETS, Policy, make_atari_screen, make_env
+from fastdistill.evaluation.play import EpsilonGreedy
 
 
 def record_comparison_gif(
@@ -91,9 +92,10 @@ def _record_screens(
     env = make_env(game, 1, preset=preset, training=False)
     screen = make_atari_screen(env)
     try:
-        actor = EpsilonGreedy(policy, epsilon, env.num_actions, seed, device)
-        env.reset((seed, EVALUATION_STREAM))
-        screen.reset((seed, EVALUATION_STREAM))
+        actor = EpsilonGreedy(policy, epsilon, env.spec.num_actions, seed, device)
+        start = streams.words(seed, streams.EVALUATION)
+        env.reset(start)
+        screen.reset(start)
         screens, scores = [screen.obs[0].transpose(1, 2, 0).copy()], [0.0]
         while len(screens) < pictures:
             action = actor(env.obs)

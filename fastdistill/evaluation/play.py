@@ -7,20 +7,22 @@ finish would favour short ones. Raw scores, epsilon, seed and preset go into the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fastdistill.envs import PRESETS, engine_versions, make_env
-from fastdistill.envs.lanes import LaneEnv
-
-# Observations [batch, ...] on the policy's device -> action values or logits [batch, actions].
-Policy = Callable[[Tensor], Tensor]
+from fastdistill import streams
+from fastdistill.envs import (
+    PRESETS,
+    LaneEnv,
+    Policy,
+    engine_versions,
+    make_env,
+    policy_values,
+)
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,15 @@ def evaluate_env(
     max_steps: int | None = None,
 ) -> Evaluation:
     """``evaluate`` on an environment of the caller's, made with ``training=False``."""
-    preset = str(env.settings.get("preset", ""))
+    spec = env.spec
+    preset = spec.preset
     if epsilon is None:
         epsilon = PRESETS[preset].evaluation_epsilon if preset else 0.0
     if not 0 <= epsilon <= 1:
         raise ValueError(f"evaluate: epsilon must be in [0, 1], got {epsilon}")
     quota = episodes // env.num_lanes + (np.arange(env.num_lanes) < episodes % env.num_lanes)
-    actor = EpsilonGreedy(policy, epsilon, env.num_actions, seed, device)
-    env.reset((seed, EVALUATION_STREAM))
+    actor = EpsilonGreedy(policy, epsilon, spec.num_actions, seed, device)
+    env.reset(streams.words(seed, streams.EVALUATION))
     played: list[list[tuple[float, int, bool]]] = [[] for _ in range(env.num_lanes)]
     remaining = episodes
     steps = 0
@@ -151,7 +154,7 @@ def evaluate_env(
             )
     flat = [episode for lane in played for episode in lane]
     return Evaluation(
-        env=env.name,
+        env=spec.name,
         preset=preset,
         epsilon=epsilon,
         seed=seed,
@@ -159,13 +162,9 @@ def evaluate_env(
         returns=tuple(episode[0] for episode in flat),
         lengths_steps=tuple(episode[1] for episode in flat),
         truncated=sum(episode[2] for episode in flat),
-        settings=env.settings,
+        settings=spec.settings,
         versions={**engine_versions(), "torch": str(torch.__version__)},
     )
-
-
-# Second word of the reset entropy; recipes use others, so no training lane plays these episodes.
-EVALUATION_STREAM = 1
 
 
 class EpsilonGreedy:
@@ -183,12 +182,11 @@ class EpsilonGreedy:
         self._epsilon = epsilon
         self._num_actions = num_actions
         self._device = device
-        self._rng = np.random.default_rng((seed, EVALUATION_STREAM))
+        self._rng = streams.generator(seed, streams.EVALUATION)
 
-    @torch.inference_mode()
     def __call__(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """``[lanes, *obs_shape]`` to ``[lanes]``."""
-        values = self._policy(torch.as_tensor(obs, device=self._device))
+        values = policy_values(self._policy, obs, self._device)
         if values.shape != (len(obs), self._num_actions):
             raise ValueError(
                 f"evaluate: policy must return [{len(obs)}, {self._num_actions}] values, "

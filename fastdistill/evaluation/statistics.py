@@ -132,19 +132,6 @@ def human_normalized_score(game: str, score: float) -> float:
     return (score - random) / (human - random)
 
 
-def teacher_relative_score(game: str, student: float, teacher: float) -> float:
-    """``(student - random) / (teacher - random)``: sound where scores are negative.
-
-    The paper divides the raw scores, which breaks for Pong and Boxing; report both.
-    """
-    random = HUMAN_SCORES[game][0] if game in HUMAN_SCORES else 0.0
-    if teacher == random:
-        raise ValueError(
-            f"teacher_relative_score: teacher must differ from random play, got {teacher}"
-        )
-    return (student - random) / (teacher - random)
-
-
 # Game -> (random, human).
 HUMAN_SCORES: Mapping[str, tuple[float, float]] = {
     "alien": (227.8, 7127.7),

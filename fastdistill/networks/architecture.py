@@ -76,13 +76,15 @@ class Architecture:
             raise ValueError(f"Architecture.from_json: {error}") from error
 
 
-# The paper's compression table: share of the teacher's parameters -> layer sizes.
-_PAPER_SIZES: dict[str, tuple[tuple[int, int, int], int]] = {
-    "100%": ((32, 64, 64), 512),
-    "25%": ((16, 32, 32), 256),
-    "7%": ((16, 16, 16), 128),
-    "4%": ((16, 16, 16), 64),
+# The one table of sizes: share of the teacher's parameters -> filters and units for images (the
+# paper's), and units for vectors (shares of two layers of 128).
+_SIZES: dict[str, tuple[tuple[int, int, int], int, tuple[int, int]]] = {
+    "100%": ((32, 64, 64), 512, (128, 128)),
+    "25%": ((16, 32, 32), 256, (64, 64)),
+    "7%": ((16, 16, 16), 128, (32, 32)),
+    "4%": ((16, 16, 16), 64, (24, 24)),
 }
+SIZES = tuple(_SIZES)
 
 
 def paper_architecture(
@@ -96,23 +98,29 @@ def paper_architecture(
     """One of the paper's networks, by its share of the teacher's parameters.
 
     Args:
-        size: ``"100%"`` (the Nature DQN), ``"25%"``, ``"7%"`` or ``"4%"``.
+        size: ``"100%"`` (the Nature DQN), ``"25%"``, ``"7%"`` or ``"4%"``. For vectors these are
+            shares of a network with two layers of 128 units.
         num_actions: Outputs, or outputs per head.
         obs_shape: Of one observation.
         dueling: See ``Architecture``.
         layer_norm: See ``Architecture``.
 
+    Raises:
+        ValueError: There is no such size.
+
     Source: Rusu et al. 2015, table of network sizes; with 18 outputs 1,693,362, 427,874, 113,346
     and 61,954 parameters.
     """
-    if size not in _PAPER_SIZES:
-        raise ValueError(
-            f"paper_architecture: size must be one of {list(_PAPER_SIZES)}, got {size!r}"
-        )
-    channels, hidden = _PAPER_SIZES[size]
+    if size not in _SIZES:
+        raise ValueError(f"paper_architecture: size must be one of {list(_SIZES)}, got {size!r}")
+    channels, units, vector_units = _SIZES[size]
     heads = (num_actions,) if isinstance(num_actions, int) else tuple(num_actions)
+    if len(obs_shape) == 1:
+        return Architecture(
+            obs_shape, heads, hidden=vector_units, dueling=dueling, layer_norm=layer_norm
+        )
     return Architecture(
-        obs_shape, heads, channels, (hidden,), dueling=dueling, layer_norm=layer_norm
+        obs_shape, heads, channels, (units,), dueling=dueling, layer_norm=layer_norm
     )
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdistill.networks.architecture import Architecture
-from fastdistill.networks.qnetwork import QNetwork
+from fastdistill.networks.qnetwork import QNetwork, num_parameters
 
 FORMAT = "fastdistill-checkpoint-1"
 
@@ -116,7 +116,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 def save_network(
     path: str | Path,
-    network: QNetwork,
+    network: nn.Module,
     card: dict[str, Any],
     *,
     dtype: torch.dtype = torch.float32,
@@ -125,7 +125,9 @@ def save_network(
 
     Args:
         path: See ``write_checkpoint``.
-        network: Its architecture is written into the card.
+        network: A ``QNetwork``, whose architecture is written into the card, so that
+            ``load_network`` can build it again; of any other module the weights, for
+            ``load_weights``.
         card: What else to say; ``versions`` are added.
         dtype: Of the parameters in the file; buffers stay as they are. Reading gives float32.
     """
@@ -138,12 +140,18 @@ def save_network(
         path,
         tensors,
         {
-            "architecture": network.architecture.to_json(),
-            "parameters": network.num_parameters(),
+            **_origin(network),
+            "parameters": num_parameters(network),
             **card,
             "versions": versions(),
         },
     )
+
+
+def _origin(network: nn.Module) -> dict[str, Any]:
+    if isinstance(network, QNetwork):
+        return {"architecture": network.architecture.to_json()}
+    return {"module": f"{type(network).__module__}.{type(network).__qualname__}"}
 
 
 def load_network(path: str | Path) -> tuple[QNetwork, dict[str, Any]]:
@@ -153,6 +161,12 @@ def load_network(path: str | Path) -> tuple[QNetwork, dict[str, Any]]:
         CheckpointError: Damaged, or tensors that do not fit the described architecture.
     """
     tensors, card = read_checkpoint(path)
+    if "module" in card:
+        raise CheckpointError(
+            f"load_network: {path} must describe an architecture, got the weights of a module "
+            f"of the caller's ({card['module']}); make the module and call "
+            "fastdistill.load_weights(path, module)"
+        )
     if not isinstance(card.get("architecture"), dict):
         raise CheckpointError(f"load_network: {path} must describe an architecture, got none")
     try:
@@ -161,6 +175,30 @@ def load_network(path: str | Path) -> tuple[QNetwork, dict[str, Any]]:
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"load_network: {path} does not fit itself: {error}") from error
     return network.eval(), card
+
+
+def load_weights(path: str | Path, module: nn.Module) -> dict[str, Any]:
+    """Read weights that ``save_network`` wrote into a module of the same make.
+
+    Returns:
+        The card.
+
+    Raises:
+        CheckpointError: Damaged, or tensors that do not fit the module; it then stays as it was.
+    """
+    tensors, card = read_checkpoint(path)
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != found:
+        differing = sorted(
+            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+        )
+        raise CheckpointError(
+            f"load_weights: {path} must fit {type(module).__name__}, got others for "
+            f"{', '.join(differing[:5])}"
+        )
+    module.load_state_dict(tensors)
+    return card
 
 
 def versions() -> dict[str, str]:

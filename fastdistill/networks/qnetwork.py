@@ -167,9 +167,10 @@ class QNetwork(nn.Module):
             outputs: Tensor = self.heads[head](features.float())
         return outputs
 
-    def num_parameters(self) -> int:
-        """Number of trainable scalars."""
-        return sum(parameter.numel() for parameter in self.parameters())
+
+def num_parameters(module: nn.Module) -> int:
+    """Number of trainable or frozen scalars of any module (buffers do not count)."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class _Head(nn.Module):

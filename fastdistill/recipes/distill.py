@@ -3,39 +3,161 @@
 
 The teacher (or a student, or both) plays; every frame goes into the replay with the teacher's
 float32 action values; the students learn from uniform batches of it while play goes on. Students
-of several losses, sizes and seeds share environment, labels, sampling and copies, so that a table
-costs little more than a row. Synchronous and deterministic: one seed, one set of weights, bitwise
-on a CPU, interrupted or not.
+of several losses, sizes and seeds share environment, labels, sampling and copies. Synchronous and
+deterministic: one seed, one set of weights, bitwise on a CPU, interrupted or not.
 
 Source: Rusu et al. 2015, Policy Distillation; what differs is in docs/deviations.md.
 """
 
 from __future__ import annotations
 
-import functools
 import os
+import shlex
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fastdistill.envs import make_env
-from fastdistill.envs.lanes import LaneEnv
-from fastdistill.networks import QNetwork
-from fastdistill.networks.checkpoint import load_network
-from fastdistill.recipes.common import (
-    TRAINING_STREAM,
-    StopRequest,
-    keep_freed_memory,
-    open_run,
-    pick_device,
-    seed_torch,
-)
-from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.distillation import Distillation
+from fastdistill.envs import PRESETS, EnvSpec, LaneEnv, make_env
+from fastdistill.evaluation.compare import Player, compare, write_evaluation
+from fastdistill.networks import SIZES
+from fastdistill.recipes.options import at_least, one_of, positive, share
+from fastdistill.report import try_report
 from fastdistill.teachers import Teacher, load_teacher
+from fastdistill.training.drivers import DRIVERS
+from fastdistill.training.labelled_play import LabelledPlay
+from fastdistill.training.learners.student import LOSSES, OWN, OwnStudent, make_students
+from fastdistill.training.optimizing import OPTIMIZERS, linear
+from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
+from fastdistill.training.publishing import load_student, publish_student, student_path
+from fastdistill.training.run import Run, Stop, say
+from fastdistill.training.state import select, under
+from fastdistill.training.students import Students
+from fastdistill.training.targets import DEFAULT_TEMPERATURES, WEIGHTINGS
+from fastdistill.training.task import Task
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distillation; defaults are for the shipped Pong teacher on two CPU cores."""
+
+    run_dir: Path = Path("runs/distill")
+    """Where everything is written."""
+    teacher: str = "zoo:pong"
+    """A checkpoint's path, or zoo:NAME."""
+    game: str | None = None
+    """Atari game or gymnasium id; the teacher's own by default."""
+    preset: str = "classic"
+    """classic (no sticky actions) or machado (sticky actions)."""
+    loss: str = "kl"
+    """One or several of kl, nll, mse, reverse_kl, jsd, with commas between."""
+    student: str = "7%"
+    """One or several of 100%, 25%, 7%, 4% of the paper's network, with commas between."""
+    seeds: int = 1
+    """Students of each loss and size; they differ in their first weights, not in their data."""
+    temperature: float | str | None = None
+    """Sharpens the teacher; "auto" fits it to the teacher's action gaps; by default 0.01 for
+    Q-values and 1 for a policy's logits."""
+    driver: str = "student"
+    """Who plays: student, teacher, or mixture (the students' share rises from 0 to 1)."""
+    weighting: str = "none"
+    """Weight of each state: none, gap (between the best two actions) or entropy."""
+    optimizer: str = "adam"
+    """adam, or the paper's rmsprop."""
+    learning_rate: float = 1e-3
+    """At first; it falls linearly to 0."""
+    batch_size: int = 64
+    """States per update."""
+    total_updates: int = 10_000
+    """Updates of every student; the schedules end there."""
+    max_seconds: float | None = None
+    """End training early after this long (scoring apart); the schedules end there, too."""
+    steps_per_update: float = 8.0
+    """Agent steps of play, all lanes together, for one update."""
+    num_lanes: int = 16
+    """Games played at once."""
+    learning_starts_steps: int = 4_000
+    """Steps of play before the first update; the input statistics come from them."""
+    replay_capacity: int = 100_000
+    """States kept; an Atari state takes 7.2 KB."""
+    epsilon: float = 0.05
+    """Share of random actions in the play."""
+    bfloat16: bool = True
+    """The students' convolutions in bfloat16; labels and heads are float32 always."""
+    score_every_updates: int = 2_500
+    """Updates between scorings of the students; the best is kept."""
+    score_episodes: int = 10
+    """Full episodes per scoring; 0 keeps the last weights instead of the best."""
+    evaluation_episodes: int = 30
+    """Full episodes of teacher and students at the end, none of which chose a student; 0 for none.
+    """
+    checkpoint_every_updates: int = 2_500
+    """Updates between checkpoints."""
+    log_every_updates: int = 100
+    """Updates between metric records."""
+    seed: int = 1
+    """Of everything."""
+    device: str = "auto"
+    """auto, cpu, cuda..."""
+    deterministic: bool = False
+    """Refuse kernels that are not deterministic (on a CPU there are none here)."""
+    tensorboard: bool = True
+    """Write TensorBoard files beside metrics.jsonl."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """``loss``, taken apart."""
+        return tuple(name.strip() for name in self.loss.split(","))
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """``student``, taken apart; ``7`` means ``7%``."""
+        names = (name.strip() for name in self.student.split(","))
+        return tuple(name if name == OWN else name.rstrip("%") + "%" for name in names)
+
+    def command(self) -> str:
+        """The command line that says the same."""
+        words = ["fastdistill distill"]
+        for option in fields(self):
+            value = getattr(self, option.name)
+            flag = option.name.replace("_", "-")
+            if value == option.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words.append(f"--{flag} {shlex.quote(str(value))}")
+        return " ".join(words)
+
+    def __post_init__(self) -> None:
+        one_of(self, "loss", self.losses, LOSSES)
+        one_of(self, "driver", (self.driver,), DRIVERS)
+        one_of(self, "weighting", (self.weighting,), WEIGHTINGS)
+        one_of(self, "optimizer", (self.optimizer,), OPTIMIZERS)
+        one_of(self, "preset", (self.preset,), PRESETS)
+        one_of(self, "student", self.sizes, SIZES if self.student != OWN else (OWN,))
+        at_least(
+            self, 1, "seeds", "batch_size", "total_updates", "num_lanes", "replay_capacity",
+            "score_every_updates", "checkpoint_every_updates", "log_every_updates",
+        )  # fmt: skip
+        at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
+        positive(self, "steps_per_update", "learning_rate", "max_seconds")
+        share(self, "epsilon")
+        if self.learning_starts_steps < 4 * self.num_lanes:
+            raise ValueError(
+                "DistillConfig: learning_starts_steps must be at least 4 * num_lanes = "
+                f"{4 * self.num_lanes}, got {self.learning_starts_steps}"
+            )
+        named = self.temperature is None or self.temperature == "auto"
+        if not named and not (
+            isinstance(self.temperature, (int, float)) and 1e-8 <= self.temperature <= 1e8
+        ):
+            raise ValueError(
+                "DistillConfig: temperature must be in [1e-8, 1e8] or 'auto', "
+                f"got {self.temperature!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -44,11 +166,12 @@ class DistillResult:
 
     Attributes:
         run_dir: Where everything was written.
-        stopped: Ended by a signal, with a checkpoint, before its time.
+        stopped: Told to stop before its time; it has left a checkpoint.
         updates: Updates of every student.
         training_seconds: Of play and learning, over all resumes.
         students: Each student's file, by name.
         evaluation: What ``evaluation.json`` holds; empty if there was none.
+        report: The page; None if there was no evaluation, or no matplotlib.
     """
 
     run_dir: Path
@@ -56,113 +179,232 @@ class DistillResult:
     updates: int
     training_seconds: float
     students: dict[str, Path]
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any]
+    report: Path | None
+    _spec: EnvSpec = field(repr=False)
+    _own: OwnStudent | None = field(repr=False)
 
     @property
-    def student(self) -> QNetwork:
+    def student(self) -> nn.Module:
         """The student, or the first of many, as it was when it scored best."""
-        return load_network(next(iter(self.students.values())))[0]
-
-
-def distill(
-    teacher: Teacher | nn.Module | str | Path,
-    env: str | None = None,
-    *,
-    student: str = "7%",
-    loss: str = "kl",
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    **options: Any,
-) -> DistillResult:
-    """Distill a teacher into a student, as ``fastdistill distill`` does.
-
-    Args:
-        teacher: A ``Teacher``, a checkpoint's path, ``"zoo:NAME"``, or any module that maps
-            ``[batch, *obs_shape]`` observations (uint8 for images) to ``[batch, actions]`` float
-            Q-values or logits.
-        env: Atari game or gymnasium id; by default the game that a checkpoint names.
-        student: One or several of 100%, 25%, 7%, 4%, with commas between.
-        loss: One or several of kl, nll, mse, reverse_kl, jsd, with commas between.
-        run_dir: Where everything is written; by default a new directory under ``runs``.
-        resume: Continue the run in ``run_dir``.
-        **options: Any other field of ``DistillConfig``.
-
-    Returns:
-        The result; ``.student`` is the network, ``.evaluation`` the scores.
-
-    Raises:
-        ValueError: An option out of range, or a teacher that does not fit the environment.
-        TypeError: An option that does not exist.
-
-    Example:
-        >>> import fastdistill as fd
-        >>> result = fd.distill("zoo:pong", student="7%")  # doctest: +SKIP
-        >>> score = fd.evaluate(result.student, "pong").mean  # doctest: +SKIP
-    """
-    if run_dir is None:
-        run_dir = _unused(Path("runs") / f"distill-{env or 'teacher'}")
-    name = str(teacher) if isinstance(teacher, (str, Path)) else "a module"
-    config = DistillConfig(
-        run_dir=Path(run_dir), teacher=name, game=env, student=student, loss=loss, **options
-    )
-    if not isinstance(teacher, Teacher):
-        teacher = load_teacher(teacher, env, device=pick_device(config.device))
-    return train(config, teacher=teacher, resume=resume)
-
-
-def _unused(path: Path) -> Path:
-    number = 1
-    while (free := path.with_name(f"{path.name}-{number}")).exists():
-        number += 1
-    return free
+        size = OWN if self._own is not None else ""
+        return load_student(next(iter(self.students.values())), size, self._spec, self._own)
 
 
 def train(
-    config: DistillConfig, *, teacher: Teacher | None = None, resume: bool = False
+    config: DistillConfig,
+    *,
+    teacher: Teacher | None = None,
+    student: OwnStudent | None = None,
+    resume: bool = False,
+    stop: Stop | None = None,
 ) -> DistillResult:
     """Distill; see the module's description.
 
     Args:
         config: Everything that can be chosen.
         teacher: Instead of ``config.teacher``, which then is only its name in the records.
+        student: The module, or what makes it, where ``config.student`` is ``"own"``.
         resume: Continue the run in ``config.run_dir`` with its own configuration.
+        stop: Asked between steps whether to stop with a checkpoint.
 
     Raises:
         ValueError: The teacher does not fit the environment, or there is no run to resume.
-        TrainingDiverged: A loss is not finite; its batch is saved.
+        TrainingDiverged: No student's loss is finite any more; the batches are saved.
     """
-    if resume:
-        config = open_run(config.run_dir, "distill", config, resume=True)
+    run = Run("distill", config, resume=resume, unit="updates", stop=stop)
+    config = run.config
+    keep_freed_memory()
     device = pick_device(config.device)
     teacher = teacher or load_teacher(config.teacher, config.game, device=device)
     game = config.game or teacher.card.get("game")
     if not game:
         raise ValueError("distill: game must be given, the teacher does not name one")
-    keep_freed_memory()
-    seed_torch(config.seed, deterministic=config.deterministic)
-    env = _make_env(config, game, config.num_lanes)
-    with closing(env), ExitStack() as opened:
-
-        @functools.cache
-        def scoring_env() -> LaneEnv:  # half a second to make: only if it is wanted
-            episodes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
-            return opened.enter_context(closing(_make_env(config, game, episodes)))
-
+    with ExitStack() as opened:
+        env = opened.enter_context(closing(_make_env(config, game, config.num_lanes)))
         teacher.check(env)
-        if not resume:  # only now, so that a teacher that does not fit leaves nothing behind
-            open_run(config.run_dir, "distill", config, resume=False)
-        run = Distillation(config, teacher, env, device)
-        if resume:
-            run.restore()
-        else:
-            env.reset((config.seed, TRAINING_STREAM))
-        with StopRequest() as stop:
-            finished = run.train(scoring_env, stop)
-        evaluation = run.evaluate(scoring_env) if finished else {}
-    files = {s.name: config.run_dir / "students" / f"{s.name}.json" for s in run.students}
+        parts = _Parts(config, run, env, teacher, student)
+        opened.enter_context(deterministic_kernels(config.deterministic))
+        opened.enter_context(run)
+        parts.begin()
+        opened.callback(parts.close)
+        while parts.fraction < 1.0 and not run.stopping:
+            parts.step()
+            if parts.fraction < 1.0:
+                if run.due("log"):
+                    parts.log()
+                if run.due("score"):
+                    parts.score()
+                if run.due("checkpoint"):
+                    parts.checkpoint()
+        evaluation = parts.finish()
     return DistillResult(
-        config.run_dir, not finished, run.at.updates, run.training_seconds, files, evaluation
+        run_dir=config.run_dir,
+        stopped=not run.finished,
+        updates=run.at.updates,
+        training_seconds=run.at.training_seconds,
+        students={s.name: student_path(config.run_dir, s.name) for s in parts.students.all},
+        evaluation=evaluation,
+        report=try_report(config.run_dir) if evaluation else None,
+        _spec=env.spec,
+        _own=student,
     )
+
+
+class _Parts:
+    """The parts of a run: what is played and remembered, who learns, the games that judge."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        run: Run[DistillConfig],
+        env: LaneEnv,
+        teacher: Teacher,
+        own: OwnStudent | None,
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.own = own
+        temperature = config.temperature
+        if temperature is None:
+            temperature = DEFAULT_TEMPERATURES[teacher.kind]
+            say(f"temperature {temperature}, the default for {teacher.kind}")
+        task = Task(env.spec, teacher, 0.0 if temperature == "auto" else float(temperature))
+        learners = make_students(
+            env.spec,
+            losses=config.losses,
+            sizes=config.sizes,
+            seeds=range(config.seed, config.seed + config.seeds),
+            optimizer=config.optimizer,
+            learning_rate=config.learning_rate,
+            bfloat16=config.bfloat16,
+            device=teacher.device,
+            own=own,
+        )
+        self.students = Students(
+            learners,
+            task,
+            run,
+            weighting=config.weighting,
+            score_episodes=config.score_episodes,
+            seed=config.seed,
+        )
+        self.source = LabelledPlay(
+            task,
+            env,
+            learners,
+            run.at,
+            replay_capacity=config.replay_capacity,
+            seed=config.seed,
+            bfloat16=config.bfloat16,
+        )
+        self._games: LaneEnv | None = None
+
+    @property
+    def fraction(self) -> float:
+        """How much of the training is over, by updates or by time; time alone never ends it."""
+        at, config = self.run.at, self.config
+        fraction = at.updates / config.total_updates
+        if config.max_seconds is not None and at.updates:
+            fraction = max(fraction, at.training_seconds / config.max_seconds)
+        return min(fraction, 1.0)
+
+    def begin(self) -> None:
+        """Continue from a checkpoint, or reset the lanes."""
+        loaded = self.run.restore(self.source.replay.load)
+        if loaded is None:
+            self.source.reset()
+            return
+        tensors, card = loaded
+        self.source.restore(select(tensors, "source"), card["source"])
+        self.students.restore(select(tensors, "students"), card["students"])
+
+    def step(self) -> None:
+        """One step of every lane, and the updates that are then due."""
+        config, at = self.config, self.run.at
+        students_share = {"teacher": None, "student": 1.0, "mixture": self.fraction}
+        self.source.step(config.epsilon, students_share[config.driver])
+        due = (at.step - config.learning_starts_steps) / config.steps_per_update
+        while at.updates + 1 <= due and self.fraction < 1.0:
+            if at.updates == 0:
+                self.students.set_obs_statistics(*self.source.measure())
+            obs, labels = self.source.sample(config.batch_size)
+            self.students.learn(obs, labels, linear(config.learning_rate, 0.0, self.fraction))
+            at.lap("learn")
+            self.run.show(self.students.note)
+
+    def log(self) -> None:
+        """Record what happened since the last record."""
+        self.run.write(
+            {
+                **self.run.at.metrics(),
+                **self.students.metrics(),
+                "charts/learning_rate": linear(self.config.learning_rate, 0.0, self.fraction),
+                "time/training_seconds": self.run.at.training_seconds,
+                "replay/size": len(self.source.replay),
+            }
+        )
+
+    def games(self) -> LaneEnv:
+        """For full games that judge; half a second to make, so only if they are wanted."""
+        if self._games is None:
+            config = self.config
+            lanes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
+            self._games = _make_env(config, self.source.task.name, lanes)
+        return self._games
+
+    def close(self) -> None:
+        """Free the emulators of the games."""
+        if self._games is not None:
+            self._games.close()
+
+    def score(self) -> None:
+        """Judge every student, and record it."""
+        seconds = self.run.at.training_seconds
+        scores = self.students.score(self.games)
+        self.run.write({"time/training_seconds": seconds, **scores})
+
+    def checkpoint(self) -> None:
+        """Write everything to continue from; a finished run needs no replay any more."""
+        source, source_card = self.source.state()
+        students, students_card = self.students.state()
+        self.run.checkpoint(
+            {**under("source", source), **under("students", students)},
+            {"source": source_card, "students": students_card},
+            None if self.run.finished else self.source.replay.save,
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """The last scoring and checkpoint; of a run at its end, the evaluation."""
+        config, run, task = self.config, self.run, self.source.task
+        run.finished = self.fraction >= 1.0
+        if not run.finished:
+            self.students.save_unscored()
+            self.checkpoint()
+            return {}
+        if self.students.have_news:  # not when a finished run is resumed
+            self.log()
+            self.score()
+        self.checkpoint()
+        if not config.evaluation_episodes:
+            return {}
+        teacher = Player("teacher", task.teacher, task.teacher.module, {})
+        record = compare(
+            teacher,
+            self.students.players(self.own),
+            self.games(),
+            episodes=config.evaluation_episodes,
+            seed=config.seed,
+            device=task.teacher.device,
+        )
+        record |= {
+            "training_seconds": run.at.training_seconds,
+            "updates": run.at.updates,
+            "commands": [config.command()],
+        }
+        publish_student(config.run_dir, self.students.all[0].name)
+        write_evaluation(config.run_dir, record)
+        return record
 
 
 def _make_env(config: DistillConfig, game: str, num_lanes: int) -> LaneEnv:

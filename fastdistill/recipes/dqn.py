@@ -11,50 +11,28 @@ Sources: Mnih et al. 2015 (DQN), van Hasselt et al. 2016 (double), Schaul et al.
 
 from __future__ import annotations
 
-import copy
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastdistill.envs import make_env, observation_statistics
-from fastdistill.envs.lanes import LaneEnv
-from fastdistill.losses import td_loss
+from fastdistill import streams
+from fastdistill.envs import EnvSpec, LaneEnv, make_env
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
-from fastdistill.recipes.common import (
-    LEARNING_STREAM,
-    STATISTICS_STREAM,
-    TRAINING_STREAM,
-    StopRequest,
-    TrainingState,
-    clip_gradients,
-    env_tensors,
-    epsilon_greedy,
-    keep_freed_memory,
-    linear,
-    network_tensors,
-    open_run,
-    optimizer_tensors,
-    pick_device,
-    refuse_divergence,
-    restore_env,
-    restore_network,
-    restore_optimizer,
-    seed_torch,
-)
-from fastdistill.recipes.teaching import (
-    TeacherResult,
-    evaluate_teacher,
-    evaluation_metrics,
-    save_best,
-)
+from fastdistill.recipes.options import at_least, positive, share
+from fastdistill.recipes.teaching import TeacherResult, finish, save_best
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
-from fastdistill.training.checkpoints import TrainingCheckpoints
-from fastdistill.training.metrics import Progress, RunWriter
+from fastdistill.training.collector import Collector, into_replay, network_driver
+from fastdistill.training.counters import Means
+from fastdistill.training.inputs import random_play_statistics
+from fastdistill.training.learners.dqn import DqnLearner
+from fastdistill.training.optimizing import linear
+from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
+from fastdistill.training.run import Run, Stop
+from fastdistill.training.selection import Best
+from fastdistill.training.state import select, under
 
 
 @dataclass(frozen=True)
@@ -130,29 +108,16 @@ class DqnConfig:
     """Write TensorBoard files beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_lanes",
-            "batch_size",
-            "total_steps",
-            "n_step",
-            "target_update_updates",
-            "epsilon_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DqnConfig: {name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "discount",
-            "epsilon_end",
-            "evaluation_epsilon",
-            "priority_exponent",
+        at_least(
+            self, 1, "num_lanes", "batch_size", "total_steps", "n_step", "target_update_updates",
+            "epsilon_steps", "replay_capacity", "checkpoint_every_steps", "log_every_steps",
+        )  # fmt: skip
+        at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
+        share(
+            self, "discount", "epsilon_end", "evaluation_epsilon", "priority_exponent",
             "importance_exponent",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"DqnConfig: {name} must be in [0, 1], got {getattr(self, name)}")
-        if self.samples_per_step <= 0:
-            raise ValueError(
-                f"DqnConfig: samples_per_step must be positive, got {self.samples_per_step}"
-            )
+        )  # fmt: skip
+        positive(self, "samples_per_step", "learning_rate", "adam_epsilon", "max_gradient_norm")
         if self.learning_starts_steps < self.num_lanes * (self.n_step + 1):
             raise ValueError(
                 "DqnConfig: learning_starts_steps must be at least num_lanes * (n_step + 1) = "
@@ -160,245 +125,164 @@ class DqnConfig:
             )
 
 
-def train(config: DqnConfig, *, resume: bool = False) -> TeacherResult:
+def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) -> TeacherResult:
     """Train a teacher; see the module's description.
 
     Args:
         config: Everything that can be chosen.
         resume: Continue the run in ``config.run_dir`` with its own configuration.
+        stop: Asked between steps whether to stop with a checkpoint.
     """
-    config = open_run(config.run_dir, "teacher_dqn", config, resume=resume)
+    run = Run("teacher_dqn", config, resume=resume, unit="steps", stop=stop)
+    config = run.config
     keep_freed_memory()
-    seed_torch(config.seed, deterministic=config.deterministic)
     device = pick_device(config.device)
-    env = make_env(config.game, config.num_lanes, preset=config.preset)
-    network = QNetwork(_architecture(config, env)).to(device)
-    learner = Learner(config, network)
-    replay = PrioritizedReplay(
-        config.replay_capacity,
-        config.num_lanes,
-        frame_shape=env.frame_shape,
-        frame_dtype=env.obs.dtype.name,
-        stack=env.stack,
-        n_step=config.n_step,
-        discount=config.discount,
-        priority_exponent=config.priority_exponent,
-        seed=int(np.random.SeedSequence((config.seed, LEARNING_STREAM)).generate_state(1)[0]),
-    )
-    at = TrainingState(config.seed)
-    checkpoints = TrainingCheckpoints(config.run_dir / "checkpoints")
-
-    loaded = checkpoints.latest() if resume else None
-    if loaded is None:
-        mean, std = observation_statistics(env, seed=(config.seed, STATISTICS_STREAM))
-        network.set_obs_statistics(torch.from_numpy(mean), torch.from_numpy(std))
-        learner.copy_target()
-        env.reset((config.seed, TRAINING_STREAM))
-    else:
-        tensors, card = loaded
-        restore_network(network, tensors)
-        restore_network(learner.target, tensors, "target")
-        restore_optimizer(learner.optimizer, tensors)
-        restore_env(env, tensors)
-        replay.load(checkpoints.directory / card["replay"])
-        at.restore(card)
-
-    writer = RunWriter(
-        config.run_dir, tensorboard=config.tensorboard, resume_step=at.step if resume else None
-    )
-    progress = Progress(config.total_steps, start_step=at.step)
-    learned: list[tuple[float, float]] = []
-    done = at.step >= config.total_steps or at.reached(config.stop_at_return)
-    stopping = False
-    with StopRequest() as stop, closing(env), closing(progress), closing(writer):
-        while not (done or stopping):
-            epsilon = linear(1.0, config.epsilon_end, at.step / config.epsilon_steps)
-            play(config, env, network, replay, epsilon, at)
-            previous, at.step = at.step, at.step + config.num_lanes
-
-            fraction = at.step / config.total_steps
-            importance_exponent = linear(config.importance_exponent, 1.0, fraction)
-            rows_due = (at.step - config.learning_starts_steps) * config.samples_per_step
-            while (at.updates + 1) * config.batch_size <= rows_due:
-                batch = replay.sample(config.batch_size, importance_exponent)
-                at.lap("replay")
-                loss, q_value, td_abs = learner.update(batch)
-                learned.append((float(loss), float(q_value)))
-                at.lap("learn")
-                refuse_divergence(config.run_dir, at.step, learned[-1][0], _tensors(batch))
-                replay.update_priorities(batch.id, td_abs + 1e-6)
-                at.lap("replay")
-                at.updates += 1
-                if at.updates % config.target_update_updates == 0:
-                    learner.copy_target()
-
-            progress.update(at.step, at.recent, f"epsilon {epsilon:.3f}")
-            if at.step // config.log_every_steps > previous // config.log_every_steps:
-                learning: dict[str, float] = {
-                    "charts/epsilon": epsilon,
-                    "charts/learning_rate": config.learning_rate,
-                    "replay/size": len(replay),
-                    "replay/importance_exponent": importance_exponent,
-                }
-                if learned:
-                    means = np.mean(learned, axis=0)
-                    learning["losses/td_loss"] = float(means[0])
-                    learning["losses/q_values"] = float(means[1])
-                writer.write(at.step, {**at.metrics(), **learning})
-                learned = []
-            done = at.step >= config.total_steps or at.reached(config.stop_at_return)
-            stopping = stop.requested
-            every = config.checkpoint_every_steps
-            if done or stopping or at.step // every > previous // every:
-                save_best(config, network, env, at, stopped=stopping and not done)
-                at.lap("score")
-                _checkpoint(checkpoints, learner, env, replay, at)
-        summary: dict[str, Any] = {}
-        if done and config.evaluation_episodes:
-            summary = evaluate_teacher(config, device)
-            writer.write(at.step, evaluation_metrics(summary))
-    return TeacherResult(not done, at.step, at.recent_return, summary)
-
-
-def play(
-    config: DqnConfig,
-    env: LaneEnv,
-    network: QNetwork,
-    replay: PrioritizedReplay,
-    epsilon: float,
-    at: TrainingState,
-) -> None:
-    """One epsilon-greedy step of every lane, into the replay."""
-    if at.step < config.learning_starts_steps:
-        action = at.rng.integers(env.num_actions, size=env.num_lanes)
-    else:
-        device = network.obs_mean.device
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16),
-        ):
-            greedy = network(torch.from_numpy(env.obs).to(device)).argmax(dim=1).cpu().numpy()
-        action = epsilon_greedy(greedy, epsilon, env.num_actions, at.rng)
-    at.lap("act")
-    step = env.step(action)
-    at.add_episodes(step.episodes)
-    at.lap("env")
-    replay.append(
-        step.frame,
-        step.action,
-        np.sign(step.reward) if config.clip_rewards else step.reward,
-        step.terminated,
-        step.truncated,
-        boundary=step.boundary,
-    )
-    at.lap("replay")
-
-
-class Learner:
-    """The network, its target and its optimizer: one ``update`` per batch.
-
-    Attributes:
-        network: Learns.
-        target: A copy from a while ago; only evaluates. With ``bfloat16``, under autocast only:
-            its hidden weights are stored as such.
-        optimizer: Adam.
-    """
-
-    def __init__(self, config: DqnConfig, network: QNetwork) -> None:
-        self.network = network
-        self.target = copy.deepcopy(network).requires_grad_(False)
-        if config.bfloat16:
-            for layer in self.target.trunk:
-                if isinstance(layer, torch.nn.Linear):
-                    layer.bfloat16()  # what autocast would make of it at every update
-        self.optimizer = torch.optim.Adam(
-            network.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, fused=True
-        )
-        self._config = config
-        self._device = network.obs_mean.device
-
-    def copy_target(self) -> None:
-        """Bring the target up to date."""
-        self.target.load_state_dict(self.network.state_dict())
-
-    def update(self, batch: ReplayBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """One gradient step.
-
-        Returns:
-            Loss, mean Q-value of the actions taken, and ``[batch]`` absolute TD errors.
-        """
-        device = self._device
-        obs, next_obs, action, reward, discount, weight = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (
-                batch.obs,
-                batch.next_obs,
-                batch.action,
-                batch.reward,
-                batch.discount,
-                batch.weight,
+    with (
+        closing(make_env(config.game, config.num_lanes, preset=config.preset)) as env,
+        deterministic_kernels(config.deterministic),
+        run,
+    ):
+        parts = _Parts(config, run, env, device)
+        parts.begin()
+        while not (run.finished or run.stopping):
+            parts.step()
+            if run.due("log"):
+                parts.log()
+            run.finished = run.at.step >= config.total_steps or run.at.reached(
+                config.stop_at_return
             )
+            if run.finished or run.stopping or run.due("checkpoint"):
+                stopped = not run.finished and run.stopping
+                save_best(config, run, parts.best, parts.learner.network, env, stopped=stopped)
+                parts.checkpoint()
+        return finish(config, run, device)
+
+
+class _Parts:
+    """The parts of a run: who plays, what is remembered, who learns."""
+
+    def __init__(
+        self, config: DqnConfig, run: Run[DqnConfig], env: LaneEnv, device: torch.device
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.env = env
+        torch.manual_seed(config.seed)
+        network = QNetwork(_architecture(config, env.spec)).to(device)
+        self.learner = DqnLearner(
+            network,
+            learning_rate=config.learning_rate,
+            adam_epsilon=config.adam_epsilon,
+            max_gradient_norm=config.max_gradient_norm,
+            bfloat16=config.bfloat16,
         )
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._config.bfloat16):
-            with torch.no_grad():
-                target = double_q_target(self.network, self.target, next_obs, reward, discount)
-            q = self.network(obs)
-        loss, td_abs = td_loss(q, action, target, weight=weight)
-        self.network.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        clip_gradients(self.network, self._config.max_gradient_norm)
-        self.optimizer.step()
-        taken = q.detach().gather(1, action[:, None])
-        return loss.detach(), taken.mean(), td_abs.detach()
+        self.replay = PrioritizedReplay(
+            config.replay_capacity,
+            config.num_lanes,
+            frame_shape=env.spec.frame_shape,
+            frame_dtype=env.obs.dtype.name,
+            stack=env.spec.stack,
+            n_step=config.n_step,
+            discount=config.discount,
+            priority_exponent=config.priority_exponent,
+            seed=streams.native_seed(config.seed, streams.LEARNING),
+        )
+        self.collector = Collector(
+            env,
+            network_driver(network, device, bfloat16=config.bfloat16),
+            into_replay(self.replay, clip_rewards=config.clip_rewards),
+            run.at,
+            seed=config.seed,
+        )
+        self.best = Best()
+        self.means = Means()
 
+    @property
+    def epsilon(self) -> float:
+        """Share of random actions now."""
+        return linear(1.0, self.config.epsilon_end, self.run.at.step / self.config.epsilon_steps)
 
-def double_q_target(
-    network: QNetwork, target: QNetwork, next_obs: Tensor, reward: Tensor, discount: Tensor
-) -> Tensor:
-    """``reward + discount * target(next_obs)[argmax network(next_obs)]``.
+    @property
+    def importance_exponent(self) -> float:
+        """Of the importance weights now."""
+        fraction = self.run.at.step / self.config.total_steps
+        return linear(self.config.importance_exponent, 1.0, fraction)
 
-    Source: van Hasselt et al. 2016, equation 4; ``discount`` is 0 after a termination and
-    ``discount**k`` after k steps.
-    """
-    best = network(next_obs).argmax(dim=1, keepdim=True)
-    value: Tensor = target(next_obs).gather(1, best).squeeze(1)
-    return reward + discount * value
+    def begin(self) -> None:
+        """Continue from a checkpoint, or take the input statistics and reset the lanes."""
+        loaded = self.run.restore(self.replay.load)
+        if loaded is None:
+            statistics = streams.words(self.config.seed, streams.STATISTICS)
+            mean, std = random_play_statistics(self.env, seed=statistics)
+            self.learner.network.set_obs_statistics(mean, std)
+            self.learner.copy_target()
+            self.env.reset(streams.words(self.config.seed, streams.TRAINING))
+            return
+        tensors, card = loaded
+        self.learner.load(select(tensors, "learner"))
+        self.collector.restore(select(tensors, "env"), card["collector"])
+        self.best.restore(card["best"])
+        self.means.restore(card["means"])
 
+    def step(self) -> None:
+        """One step of every lane, and the updates that are then due."""
+        config, at = self.config, self.run.at
+        epsilon = self.epsilon
+        random_play = at.step < config.learning_starts_steps
+        self.collector.step(None if random_play else epsilon)
+        at.step += config.num_lanes
+        rows_due = (at.step - config.learning_starts_steps) * config.samples_per_step
+        while (at.updates + 1) * config.batch_size <= rows_due:
+            self.learn()
+        self.run.show(lambda: f"epsilon {epsilon:.3f}")
 
-def _checkpoint(
-    checkpoints: TrainingCheckpoints,
-    learner: Learner,
-    env: LaneEnv,
-    replay: PrioritizedReplay,
-    at: TrainingState,
-) -> None:
-    directory = checkpoints.directory
-    directory.mkdir(parents=True, exist_ok=True)
-    snapshot = directory / f"replay_{at.step:012d}.bin"
-    replay.save(snapshot)  # first: a description must never name a snapshot that is not there
-    checkpoints.write(
-        at.step,
-        {
-            **network_tensors(learner.network),
-            **network_tensors(learner.target, "target"),
-            **optimizer_tensors(learner.optimizer),
-            **env_tensors(env.state()),
-        },
-        {**at.card(), "replay": snapshot.name},
-    )
-    for stale in sorted(directory.glob("replay_*.bin"))[:-2]:
-        stale.unlink()
+    def learn(self) -> None:
+        """One update from one batch, whose priorities follow."""
+        config, at = self.config, self.run.at
+        batch = self.replay.sample(config.batch_size, self.importance_exponent)
+        at.lap("replay")
+        learned = self.learner.update(batch)
+        td_abs = learned.pop("td_abs")
+        self.means.add(learned)
+        at.lap("learn")
+        if learned["td_loss"].device.type == "cpu":
+            self.run.refuse_divergence(float(learned["td_loss"]), lambda: _tensors(batch))
+        self.replay.update_priorities(batch.id, td_abs + 1e-6)
+        at.lap("replay")
+        at.updates += 1
+        if at.updates % config.target_update_updates == 0:
+            self.learner.copy_target()
+
+    def log(self) -> None:
+        """Record what happened since the last record."""
+        means = self.means.take()
+        self.run.refuse_divergence(means.get("td_loss", 0.0), dict)
+        self.run.write(
+            {
+                **self.run.at.metrics(),
+                **{f"losses/{name}": value for name, value in means.items()},
+                "charts/epsilon": self.epsilon,
+                "charts/learning_rate": self.config.learning_rate,
+                "replay/size": len(self.replay),
+                "replay/importance_exponent": self.importance_exponent,
+            }
+        )
+
+    def checkpoint(self) -> None:
+        """Write everything to continue from."""
+        lanes, collector = self.collector.state()
+        self.run.checkpoint(
+            {**under("learner", self.learner.state()), **under("env", lanes)},
+            {"collector": collector, "best": self.best.state(), "means": self.means.state()},
+            self.replay.save,
+        )
 
 
 def _tensors(batch: ReplayBatch) -> dict[str, Tensor]:
     return {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
 
 
-def _architecture(config: DqnConfig, env: LaneEnv) -> Architecture:
-    if len(env.obs_shape) == 1:
-        return Architecture(
-            env.obs_shape, (env.num_actions,), hidden=(128, 128), dueling=config.dueling
-        )
+def _architecture(config: DqnConfig, spec: EnvSpec) -> Architecture:
     return paper_architecture(
-        config.size, env.num_actions, obs_shape=env.obs_shape, dueling=config.dueling
+        config.size, spec.num_actions, obs_shape=spec.obs_shape, dueling=config.dueling
     )

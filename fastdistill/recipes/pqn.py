@@ -12,44 +12,24 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from fastdistill.envs import make_env, observation_statistics
-from fastdistill.envs.lanes import LaneEnv
-from fastdistill.networks import Architecture, QNetwork, paper_architecture
-from fastdistill.recipes.common import (
-    STATISTICS_STREAM,
-    TRAINING_STREAM,
-    StopRequest,
-    TrainingState,
-    clip_gradients,
-    env_tensors,
-    epsilon_greedy,
-    keep_freed_memory,
-    linear,
-    network_tensors,
-    open_run,
-    optimizer_tensors,
-    pick_device,
-    refuse_divergence,
-    restore_env,
-    restore_network,
-    restore_optimizer,
-    seed_torch,
-)
-from fastdistill.recipes.teaching import (
-    TeacherResult,
-    evaluate_teacher,
-    evaluation_metrics,
-    save_best,
-)
-from fastdistill.training.checkpoints import TrainingCheckpoints
-from fastdistill.training.metrics import Progress, RunWriter
+from fastdistill import streams
+from fastdistill.envs import LaneEnv, make_env
+from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.recipes.options import at_least, positive, share
+from fastdistill.recipes.teaching import TeacherResult, finish, save_best
+from fastdistill.training.collector import Collector, network_driver
+from fastdistill.training.counters import Means
+from fastdistill.training.inputs import random_play_statistics
+from fastdistill.training.learners.pqn import PqnLearner, Rollout
+from fastdistill.training.optimizing import linear
+from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
+from fastdistill.training.run import Run, Stop
+from fastdistill.training.selection import Best
+from fastdistill.training.state import select, under
 
 
 @dataclass(frozen=True)
@@ -118,280 +98,167 @@ class PqnConfig:
     """Write TensorBoard files beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_lanes",
-            "rollout_steps",
-            "epochs",
-            "batch_size",
-            "total_steps",
-            "warm_up_updates",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"PqnConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if self.spread_steps < 0:
-            raise ValueError(f"PqnConfig: spread_steps must be at least 0, got {self.spread_steps}")
-        for name in ("discount", "trace_decay", "epsilon_end", "evaluation_epsilon"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"PqnConfig: {name} must be in [0, 1], got {getattr(self, name)}")
+        at_least(
+            self, 1, "num_lanes", "rollout_steps", "epochs", "batch_size", "total_steps",
+            "warm_up_updates", "checkpoint_every_steps", "log_every_steps",
+        )  # fmt: skip
+        at_least(self, 0, "spread_steps", "score_episodes", "evaluation_episodes", "seed")
+        share(self, "discount", "trace_decay", "epsilon_end", "evaluation_epsilon")
+        positive(self, "learning_rate", "max_gradient_norm")
         if not 0 < self.epsilon_fraction <= 1:
             raise ValueError(
                 f"PqnConfig: epsilon_fraction must be in (0, 1], got {self.epsilon_fraction}"
             )
 
 
-def train(config: PqnConfig, *, resume: bool = False) -> TeacherResult:
+def train(config: PqnConfig, *, resume: bool = False, stop: Stop | None = None) -> TeacherResult:
     """Train a teacher; see the module's description.
 
     Args:
         config: Everything that can be chosen.
         resume: Continue the run in ``config.run_dir`` with its own configuration.
+        stop: Asked between steps whether to stop with a checkpoint.
     """
-    config = open_run(config.run_dir, "teacher_pqn", config, resume=resume)
+    run = Run("teacher_pqn", config, resume=resume, unit="steps", stop=stop)
+    config = run.config
     keep_freed_memory()
-    seed_torch(config.seed, deterministic=config.deterministic)
     device = pick_device(config.device)
-    env = make_env(config.game, config.num_lanes, preset=config.preset)
-    network = QNetwork(_architecture(config, env)).to(device)
-    # The authors' RAdam is Adam with a warm-up; fused Adam and a warm-up take 0.7 ms for its 5 ms.
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
-    at = TrainingState(config.seed)
-    checkpoints = TrainingCheckpoints(config.run_dir / "checkpoints")
+    with (
+        closing(make_env(config.game, config.num_lanes, preset=config.preset)) as env,
+        deterministic_kernels(config.deterministic),
+        run,
+    ):
+        parts = _Parts(config, run, env, device)
+        parts.begin()
+        while not (run.finished or run.stopping):
+            parts.play()
+            parts.learn()
+            if run.due("log"):
+                parts.log()
+            run.finished = run.at.step >= config.total_steps or run.at.reached(
+                config.stop_at_return
+            )
+            if run.finished or run.stopping or run.due("checkpoint"):
+                stopped = not run.finished and run.stopping
+                save_best(config, run, parts.best, parts.learner.network, env, stopped=stopped)
+                parts.checkpoint()
+        return finish(config, run, device)
 
-    loaded = checkpoints.latest() if resume else None
-    if loaded is None:
-        mean, std = observation_statistics(env, seed=(config.seed, STATISTICS_STREAM))
-        network.set_obs_statistics(torch.from_numpy(mean), torch.from_numpy(std))
-        env.reset((config.seed, TRAINING_STREAM))
-        env.spread(config.spread_steps)
-    else:
+
+class _Parts:
+    """The parts of a run: who plays, the rollout, who learns."""
+
+    def __init__(
+        self, config: PqnConfig, run: Run[PqnConfig], env: LaneEnv, device: torch.device
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.env = env
+        torch.manual_seed(config.seed)
+        network = QNetwork(
+            paper_architecture(
+                config.size, env.spec.num_actions, obs_shape=env.spec.obs_shape, layer_norm=True
+            )
+        ).to(device)
+        self.learner = PqnLearner(
+            network,
+            learning_rate=config.learning_rate,
+            max_gradient_norm=config.max_gradient_norm,
+            bfloat16=config.bfloat16,
+        )
+        self.rollout = Rollout.allocate(
+            env.spec,
+            config.rollout_steps,
+            config.num_lanes,
+            device,
+            clip_rewards=config.clip_rewards,
+        )
+        self.driver = network_driver(network, device, bfloat16=config.bfloat16)
+        self.collector = Collector(env, self.driver, self.rollout.store, run.at, seed=config.seed)
+        self.best = Best()
+        self.means = Means()
+
+    @property
+    def epsilon(self) -> float:
+        """Share of random actions now."""
+        fraction = self.run.at.step / self.config.total_steps / self.config.epsilon_fraction
+        return linear(1.0, self.config.epsilon_end, fraction)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next phase of learning."""
+        warm_up = min(1.0, (self.run.at.updates + 1) / self.config.warm_up_updates)
+        fraction = self.run.at.step / self.config.total_steps
+        return warm_up * linear(self.config.learning_rate, 0.0, fraction)
+
+    def begin(self) -> None:
+        """Continue from a checkpoint, or take the input statistics and start the lanes."""
+        loaded = self.run.restore()
+        if loaded is None:
+            statistics = streams.words(self.config.seed, streams.STATISTICS)
+            mean, std = random_play_statistics(self.env, seed=statistics)
+            self.learner.network.set_obs_statistics(mean, std)
+            self.env.reset(streams.words(self.config.seed, streams.TRAINING))
+            self.env.spread(self.config.spread_steps)
+            return
         tensors, card = loaded
-        restore_network(network, tensors)
-        restore_optimizer(optimizer, tensors)
-        restore_env(env, tensors)
-        at.restore(card)
+        self.learner.load(select(tensors, "learner"))
+        self.collector.restore(select(tensors, "env"), card["collector"])
+        self.best.restore(card["best"])
+        self.means.restore(card["means"])
 
-    rollout = Rollout.allocate(config, env, device)
-    writer = RunWriter(
-        config.run_dir, tensorboard=config.tensorboard, resume_step=at.step if resume else None
-    )
-    progress = Progress(config.total_steps, start_step=at.step)
-    phases: list[Learned] = []
-    done = at.step >= config.total_steps or at.reached(config.stop_at_return)
-    stopping = False
-    with StopRequest() as stop, closing(env), closing(progress), closing(writer):
-        while not (done or stopping):
-            fraction = at.step / config.total_steps
-            epsilon = linear(1.0, config.epsilon_end, fraction / config.epsilon_fraction)
-            warm_up = min(1.0, (at.updates + 1) / config.warm_up_updates)
-            learning_rate = warm_up * linear(config.learning_rate, 0.0, fraction)
-            optimizer.param_groups[0]["lr"] = learning_rate
+    def play(self) -> None:
+        """Fill the rollout with epsilon-greedy play and its lambda-returns."""
+        config, epsilon = self.config, self.epsilon
+        for _ in range(config.rollout_steps):
+            self.collector.step(epsilon)
+        last = self.driver(self.env.obs)
+        self.rollout.finish(
+            last.columns["value"], discount=config.discount, trace_decay=config.trace_decay
+        )
+        self.run.at.lap("act")
+        self.run.show(lambda: f"epsilon {epsilon:.3f}")
 
-            play(config, env, network, rollout, epsilon, at)
-            phases.append(learn(config, network, optimizer, rollout, at))
-            at.lap("learn")
-            previous, at.step = at.step, at.step + config.num_lanes * config.rollout_steps
-            refuse_divergence(config.run_dir, at.step, phases[-1].loss, rollout.tensors())
+    def learn(self) -> None:
+        """A few epochs over the rollout."""
+        config, at, rollout = self.config, self.run.at, self.rollout
+        learning_rate = self.learning_rate
+        obs, action = rollout.obs.flatten(0, 1), rollout.action.flatten()
+        returns = rollout.returns.flatten()
+        rows = np.flatnonzero(~rollout.boundary.ravel())
+        batch_size = min(config.batch_size, len(rows))
+        phase = Means()
+        for _ in range(config.epochs):
+            order = torch.from_numpy(self.collector.rng.permutation(rows)).to(obs.device)
+            for chosen in torch.split(order, batch_size):
+                if len(chosen) < batch_size:
+                    continue  # the rest of an epoch: other rows at each, none is left out for good
+                learned = self.learner.update(
+                    obs[chosen], action[chosen], returns[chosen], learning_rate
+                )
+                self.means.add(learned)
+                phase.add({"td_loss": learned["td_loss"]})
+                at.updates += 1
+        at.lap("learn")
+        at.step += config.num_lanes * config.rollout_steps
+        # Waits for the device, once per phase.
+        self.run.refuse_divergence(phase.take()["td_loss"], rollout.tensors)
 
-            progress.update(at.step, at.recent, f"epsilon {epsilon:.3f}")
-            if at.step // config.log_every_steps > previous // config.log_every_steps:
-                means = np.mean([(phase.loss, phase.q_value) for phase in phases], axis=0)
-                learning = {
-                    "losses/td_loss": float(means[0]),
-                    "losses/q_values": float(means[1]),
-                    "losses/gradient_norm": phases[-1].gradient_norm,
-                    "charts/epsilon": epsilon,
-                    "charts/learning_rate": learning_rate,
-                }
-                writer.write(at.step, {**at.metrics(), **learning})
-                phases = []
-            done = at.step >= config.total_steps or at.reached(config.stop_at_return)
-            stopping = stop.requested
-            every = config.checkpoint_every_steps
-            if done or stopping or at.step // every > previous // every:
-                save_best(config, network, env, at, stopped=stopping and not done)
-                at.lap("score")
-                state = {**network_tensors(network), **optimizer_tensors(optimizer)}
-                checkpoints.write(at.step, {**state, **env_tensors(env.state())}, at.card())
-        summary: dict[str, Any] = {}
-        if done and config.evaluation_episodes:
-            summary = evaluate_teacher(config, device)
-            writer.write(at.step, evaluation_metrics(summary))
-    return TeacherResult(not done, at.step, at.recent_return, summary)
-
-
-@dataclass(frozen=True, eq=False)
-class Rollout:
-    """What one playing phase leaves for the learning phase, ``[rollout_steps, lanes, ...]``.
-
-    Attributes:
-        obs: Observations, on the device.
-        action: int64, on the device.
-        returns: Lambda-returns, float32, on the device.
-        value: Largest Q-value of each observation.
-        reward: As learned from.
-        terminated: The return ends at this row.
-        boundary: Rows that are no transitions.
-    """
-
-    obs: Tensor
-    action: Tensor
-    returns: Tensor
-    value: NDArray[np.float32]
-    reward: NDArray[np.float32]
-    terminated: NDArray[np.bool_]
-    boundary: NDArray[np.bool_]
-
-    @classmethod
-    def allocate(cls, config: PqnConfig, env: LaneEnv, device: torch.device) -> Rollout:
-        """Buffers to be filled by ``play``, again and again."""
-        shape = (config.rollout_steps, config.num_lanes)
-        dtype = torch.uint8 if env.obs.dtype == np.uint8 else torch.float32
-        return cls(
-            obs=torch.empty((*shape, *env.obs_shape), dtype=dtype, device=device),
-            action=torch.zeros(shape, dtype=torch.int64, device=device),
-            returns=torch.zeros(shape, device=device),
-            value=np.zeros(shape, np.float32),
-            reward=np.zeros(shape, np.float32),
-            terminated=np.zeros(shape, np.bool_),
-            boundary=np.zeros(shape, np.bool_),
+    def log(self) -> None:
+        """Record what happened since the last record."""
+        self.run.write(
+            {
+                **self.run.at.metrics(),
+                **{f"losses/{name}": value for name, value in self.means.take().items()},
+                "charts/epsilon": self.epsilon,
+                "charts/learning_rate": self.learning_rate,
+            }
         )
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything, for a post-mortem."""
-        return {
-            name: value if isinstance(value, Tensor) else torch.from_numpy(value)
-            for name, value in vars(self).items()
-        }
-
-
-def play(
-    config: PqnConfig,
-    env: LaneEnv,
-    network: QNetwork,
-    rollout: Rollout,
-    epsilon: float,
-    at: TrainingState,
-) -> None:
-    """Fill the rollout with epsilon-greedy play and its lambda-returns."""
-    for time_step in range(config.rollout_steps):
-        rollout.obs[time_step].copy_(torch.from_numpy(env.obs))
-        q = _act(config, network, rollout.obs[time_step])
-        rollout.value[time_step] = q.max(axis=1)
-        action = epsilon_greedy(q.argmax(axis=1), epsilon, env.num_actions, at.rng)
-        rollout.action[time_step].copy_(torch.from_numpy(action))
-        at.lap("act")
-        step = env.step(action)
-        at.lap("env")
-        rollout.reward[time_step] = np.sign(step.reward) if config.clip_rewards else step.reward
-        rollout.terminated[time_step] = step.terminated
-        rollout.boundary[time_step] = step.boundary
-        at.add_episodes(step.episodes)
-    last = _act(config, network, torch.from_numpy(env.obs).to(rollout.obs.device))
-    returns = lambda_returns(
-        rollout.reward,
-        rollout.value,
-        last.max(axis=1),
-        rollout.terminated,
-        rollout.boundary,
-        discount=config.discount,
-        trace_decay=config.trace_decay,
-    )
-    rollout.returns.copy_(torch.from_numpy(returns))
-    at.lap("act")
-
-
-def lambda_returns(
-    reward: NDArray[np.float32],
-    value: NDArray[np.float32],
-    last_value: NDArray[np.float32],
-    terminated: NDArray[np.bool_],
-    boundary: NDArray[np.bool_],
-    *,
-    discount: float,
-    trace_decay: float,
-) -> NDArray[np.float32]:
-    """Q(lambda) targets, computed backwards.
-
-    ``G_t = r_t + discount * (1 - terminated_t) * (v_{t+1} + trace_decay * (G_{t+1} - v_{t+1}))``.
-    A boundary row is worth its own value: an episode cut before it bootstraps from its final
-    observation, and nothing leaks from the next episode.
-
-    Args:
-        reward: ``[steps, lanes]``.
-        value: ``[steps, lanes]``, the largest Q-value of each row's observation.
-        last_value: ``[lanes]``, that of the observation after the last row.
-        terminated: ``[steps, lanes]``.
-        boundary: ``[steps, lanes]``.
-        discount: In [0, 1].
-        trace_decay: In [0, 1].
-
-    Source: Gallici et al. 2024, "Simplifying Deep Temporal Difference Learning", section 4.
-    """
-    returns = np.empty_like(value)
-    next_value, next_return = last_value, last_value
-    for time_step in reversed(range(len(reward))):
-        ahead = next_value + trace_decay * (next_return - next_value)
-        target = reward[time_step] + discount * ahead * ~terminated[time_step]
-        returns[time_step] = np.where(boundary[time_step], value[time_step], target)
-        next_value, next_return = value[time_step], returns[time_step]
-    return returns
-
-
-@dataclass(frozen=True)
-class Learned:
-    """Means over one learning phase."""
-
-    loss: float
-    q_value: float
-    gradient_norm: float
-
-
-def learn(
-    config: PqnConfig,
-    network: QNetwork,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    at: TrainingState,
-) -> Learned:
-    """Regress the Q-values of the actions taken on their lambda-returns."""
-    device = rollout.obs.device
-    obs, action = rollout.obs.flatten(0, 1), rollout.action.flatten()
-    returns = rollout.returns.flatten()
-    rows = np.flatnonzero(~rollout.boundary.ravel())
-    batch_size = min(config.batch_size, len(rows))
-    sums = torch.zeros(2, device=device)
-    norm = torch.zeros((), device=device)
-    updates = 0
-    for _ in range(config.epochs):
-        order = torch.from_numpy(at.rng.permutation(rows)).to(device)
-        for chosen in torch.split(order, batch_size):
-            if len(chosen) < batch_size:
-                continue  # the rest of an epoch: other rows at each, so none is left out for good
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-                q = network(obs[chosen])
-            taken = q.gather(1, action[chosen, None]).squeeze(1)
-            loss = 0.5 * (taken - returns[chosen]).square().mean()
-            network.zero_grad()
-            loss.backward()
-            norm = clip_gradients(network, config.max_gradient_norm)
-            optimizer.step()
-            sums += torch.stack([loss.detach(), taken.detach().mean()])
-            updates += 1
-    at.updates += updates
-    means = (sums / updates).tolist()  # waits for the device, once per phase
-    return Learned(means[0], means[1], float(norm))
-
-
-@torch.inference_mode()
-def _act(config: PqnConfig, network: QNetwork, obs: Tensor) -> NDArray[np.float32]:
-    with torch.autocast(obs.device.type, torch.bfloat16, enabled=config.bfloat16):
-        q: NDArray[np.float32] = network(obs).cpu().numpy()
-    return q
-
-
-def _architecture(config: PqnConfig, env: LaneEnv) -> Architecture:
-    if len(env.obs_shape) == 1:
-        return Architecture(env.obs_shape, (env.num_actions,), hidden=(128, 128), layer_norm=True)
-    return paper_architecture(
-        config.size, env.num_actions, obs_shape=env.obs_shape, layer_norm=True
-    )
+    def checkpoint(self) -> None:
+        """Write everything to continue from."""
+        lanes, collector = self.collector.state()
+        self.run.checkpoint(
+            {**under("learner", self.learner.state()), **under("env", lanes)},
+            {"collector": collector, "best": self.best.state(), "means": self.means.state()},
+        )

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""What both teacher recipes share: the best network by game score, and its evaluation."""
+"""What both teacher recipes end with: the best network by full games, and its evaluation."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from fastdistill.envs.lanes import LaneEnv
-from fastdistill.evaluation import Evaluation, evaluate
-from fastdistill.evaluation.statistics import summarize
-from fastdistill.networks import QNetwork
-from fastdistill.networks.checkpoint import load_network, save_network
-from fastdistill.recipes.common import SCORING_SEED, TrainingState
+from fastdistill.envs import LaneEnv, make_env
+from fastdistill.evaluation.compare import Player, compare, write_evaluation
+from fastdistill.networks import QNetwork, load_network, save_network
+from fastdistill.training.publishing import network_card
+from fastdistill.training.run import Run
+from fastdistill.training.selection import Best, mean_return
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class TeacherResult:
     """What a teacher recipe ends with.
 
     Attributes:
-        stopped: Ended by a signal, with a checkpoint, before its time.
+        stopped: Told to stop before its time; it has left a checkpoint.
         step: Agent steps taken.
         recent_return: Mean of the last training episodes, None with fewer than 20.
-        evaluation: Summary of the evaluation, empty if there was none.
+        evaluation: What ``evaluation.json`` holds; empty if there was none.
     """
 
     stopped: bool
@@ -56,7 +56,7 @@ class TeachingConfig(Protocol):
 
     @property
     def evaluation_episodes(self) -> int:
-        """At the end, at least 1 here."""
+        """At the end; 0 for none."""
 
     @property
     def evaluation_epsilon(self) -> float:
@@ -68,84 +68,87 @@ class TeachingConfig(Protocol):
 
 
 def save_best(
-    config: TeachingConfig, network: QNetwork, env: LaneEnv, at: TrainingState, *, stopped: bool
+    config: TeachingConfig,
+    run: Run[Any],
+    best: Best,
+    network: QNetwork,
+    env: LaneEnv,
+    *,
+    stopped: bool,
 ) -> None:
     """Write the run's ``teacher.json`` if the network plays better than every one saved before.
 
-    Training returns come from a policy that moved meanwhile: they say little of the network at
-    hand. Ties go to the later one.
-
-    A network that seems the best was often only lucky in a few games, and would then keep better
-    ones out. So it must win again, in twice as many other games, and these are its score.
-
     Args:
-        config: ``score_episodes`` full games judge, and twice as many the winner of those; none of
-            them is one of the evaluation's. With 0 the last network is kept.
+        config: ``score_episodes`` full games judge (see ``Best``); with 0 the last is kept.
+        run: Being trained.
+        best: So far.
         network: To be judged and saved.
         env: Of the training; the games are played in another.
-        at: Keeps the best score.
         stopped: The run was told to stop: no time to play. The network is then saved only where
             none was ever judged, which is better than no teacher.
     """
-    score = None
-    episodes = 0
-    if stopped and at.best_score is not None:
+    if stopped and best.score is not None:
         return
     if config.score_episodes and not stopped:
-        for game_round in (1, 2):
-            episodes = game_round * config.score_episodes
-            seed = game_round * SCORING_SEED + config.seed
-            score = _play(config, network, episodes, seed).mean
-            if at.best_score is not None and score < at.best_score:
+        with closing(_games(config, config.score_episodes)) as games:
+
+            def play(episodes: int, seed: int) -> float:
+                return mean_return(
+                    network,
+                    games,
+                    network.obs_mean.device,
+                    episodes=episodes,
+                    seed=seed,
+                    epsilon=config.evaluation_epsilon,
+                )
+
+            if not best.wins(play, episodes=config.score_episodes, seed=config.seed):
                 return
-        at.best_score = score
     save_network(
         config.run_dir / "teacher",
         network,
         {
-            "kind": "q_values",
-            "game": env.name,
-            "action_meanings": list(env.action_meanings),
-            "environment": env.settings,
-            "trained_steps": at.step,
-            "training_return": at.recent_return,
-            "scoring": {"mean": score, "episodes": episodes},
+            **network_card(env.spec, "q_values"),
+            "trained_steps": run.at.step,
+            "training_return": run.at.recent_return,
+            "scoring": {"mean": best.score, "episodes": best.episodes},
         },
     )
+    run.at.lap("score")
 
 
-def _play(config: TeachingConfig, network: QNetwork, episodes: int, seed: int) -> Evaluation:
-    return evaluate(
-        network,
-        config.game,
-        episodes=episodes,
-        epsilon=config.evaluation_epsilon,
-        preset=config.preset,
-        seed=seed,
-        device=network.obs_mean.device,
-    )
+def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> TeacherResult:
+    """Evaluate the teacher of a finished run; its score goes into its card, too."""
+    record: dict[str, Any] = {}
+    if run.finished and config.evaluation_episodes:
+        network, card = load_network(config.run_dir / "teacher")
+        network = network.to(device)
+        with closing(_games(config, config.evaluation_episodes)) as games:
+            record = compare(
+                Player("teacher", network, network, {}),
+                (),
+                games,
+                episodes=config.evaluation_episodes,
+                seed=config.seed,
+                device=device,
+                epsilon=config.evaluation_epsilon,
+            )
+        record |= {"training_seconds": run.at.training_seconds, "updates": run.at.updates}
+        score = {key: record[key] for key in ("preset", "epsilon", "seed", "settings", "versions")}
+        score |= {key: record["teacher"][key] for key in ("returns", "lengths_steps", "summary")}
+        kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
+        save_network(config.run_dir / "teacher", network, {**kept, "scores": [score]})
+        summary = record["teacher"]["summary"]
+        run.write(
+            {
+                "eval/return_mean": summary["mean"]["value"],
+                "eval/return_std": summary["std"],
+                "eval/episodes": summary["episodes"],
+            }
+        )
+        write_evaluation(config.run_dir, record)
+    return TeacherResult(not run.finished, run.at.step, run.at.recent_return, record)
 
 
-def evaluate_teacher(config: TeachingConfig, device: torch.device) -> dict[str, Any]:
-    """Play the run's teacher, write the score into its card and ``evaluation.json``.
-
-    Returns:
-        The score's summary as plain JSON types.
-    """
-    network, card = load_network(config.run_dir / "teacher")
-    record = _play(config, network.to(device), config.evaluation_episodes, config.seed)
-    summary = asdict(summarize(record.returns, config.game))
-    score = {**record.to_json(), "summary": summary}
-    kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
-    save_network(config.run_dir / "teacher", network, {**kept, "scores": [score]})
-    (config.run_dir / "evaluation.json").write_text(json.dumps(score, indent=2) + "\n")
-    return summary
-
-
-def evaluation_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """The summary of an evaluation as metrics."""
-    return {
-        "eval/return_mean": summary["mean"]["value"],
-        "eval/return_std": summary["std"],
-        "eval/episodes": summary["episodes"],
-    }
+def _games(config: TeachingConfig, num_lanes: int) -> LaneEnv:
+    return make_env(config.game, min(10, num_lanes), preset=config.preset, training=False)

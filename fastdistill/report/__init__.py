@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from fastdistill.envs import make_env
@@ -16,7 +17,7 @@ from fastdistill.report.page import render_page
 from fastdistill.report.results import Results, headline_student, read_results
 from fastdistill.teachers import load_teacher
 
-__all__ = ["write_report"]
+__all__ = ["try_report", "write_report"]
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -47,6 +48,15 @@ def write_report(run_dir: str | Path) -> Path:
     temporary.write_text(render_page(results, drawings, gif, why_not), encoding="utf-8")
     temporary.replace(page)
     return page
+
+
+def try_report(run_dir: str | Path) -> Path | None:
+    """``write_report`` at the end of a run, where a missing matplotlib is a remark, no error."""
+    try:
+        return write_report(run_dir)
+    except ImportError as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return None
 
 
 def _play(run_dir: Path, results: Results, path: Path) -> tuple[bytes | None, str]:

@@ -8,6 +8,7 @@ badly without an error; here each mismatch is refused in words. Labels are alway
 from __future__ import annotations
 
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdistill.envs import make_env
-from fastdistill.envs.lanes import LaneEnv
+from fastdistill.envs import EnvSpec, LaneEnv, make_env
 from fastdistill.networks.checkpoint import load_network
 
 ZOO = Path(__file__).parents[1] / "zoo"
+
+
+# What a teacher's values are: action values, or a policy as logits or log-probabilities.
+KINDS = ("q_values", "logits", "log_probs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +34,17 @@ class Teacher:
         module: In evaluation mode, without gradients, on ``device``.
         card: The checkpoint's description; empty for a module of the caller's.
         device: Where it runs.
+        kind: What its values are, one of ``KINDS``.
+        source: What it can be loaded from again, here or on a command line; None for a module.
+        version: Rises when its values change; a frozen teacher's stays 0.
     """
 
     module: nn.Module
     card: dict[str, Any]
     device: torch.device
+    kind: str = "q_values"
+    source: str | None = None
+    version: int = 0
 
     def check(self, env: LaneEnv) -> None:
         """Refuse, in words, an environment that this teacher does not fit.
@@ -45,12 +55,12 @@ class Teacher:
             TypeError: The module returns something else than a tensor.
         """
         if self.card:
-            _check_card(self.card, env)
-        _check_outputs(self, env)
+            _check_card(self.card, env.spec)
+        _check_outputs(self, env.spec)
 
     @torch.no_grad()
-    def q_values(self, obs: Tensor) -> Tensor:
-        """Action values of ``[batch, *obs_shape]`` observations, ``[batch, actions]`` float32.
+    def values(self, obs: Tensor) -> Tensor:
+        """Values of ``[batch, *obs_shape]`` observations, ``[batch, actions]`` float32.
 
         Autocast is switched off: bfloat16 rounds away the gap between the best two actions in
         one state of twelve.
@@ -59,13 +69,19 @@ class Teacher:
             values: Tensor = self.module(obs.to(self.device))
         return values.float()
 
-    __call__ = q_values
+    __call__ = values
+
+    def describe(self) -> dict[str, Any]:
+        """For cards and records: where it is from, and what it is."""
+        known = {key: self.card.get(key) for key in ("game", "parameters", "weights")}
+        return {"source": self.source, "kind": self.kind, **known}
 
 
 def load_teacher(
     source: str | Path | nn.Module,
     env: LaneEnv | str | None = None,
     *,
+    kind: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Teacher:
     """A teacher, checked against an environment.
@@ -73,10 +89,12 @@ def load_teacher(
     Args:
         source: ``"zoo:NAME"`` for one that ships, the path of a checkpoint (description,
             directory), or any module that maps ``[batch, *env.obs_shape]`` observations (uint8
-            for images) to ``[batch, env.num_actions]`` values. The module is put into evaluation
-            mode, frozen and moved.
+            for images) to ``[batch, env.num_actions]`` values. A module is copied: the caller's
+            own stays as it is, and what it learns later does not reach the teacher.
         env: What it will be asked about: lanes, or the name of a game or gymnasium id. By default
             a checkpoint is checked against its own game, and a module later, by whoever uses it.
+        kind: What its values are: ``"q_values"``, ``"logits"`` or ``"log_probs"``; by default what
+            a checkpoint says, and Q-values for a module.
         device: Where it will run.
 
     Raises:
@@ -86,12 +104,12 @@ def load_teacher(
 
     Example:
         >>> teacher = load_teacher("zoo:pong")
-        >>> tuple(teacher.q_values(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape)
+        >>> tuple(teacher.values(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape)
         (2, 6)
     """
     card: dict[str, Any] = {}
     if isinstance(source, nn.Module):
-        module = source
+        module = _copy(source)
     elif isinstance(source, (str, Path)):
         module, card = load_network(checkpoint_path(source))
     else:
@@ -99,8 +117,12 @@ def load_teacher(
             "load_teacher: source must be a checkpoint path, 'zoo:NAME' or a torch module, "
             f"got {type(source).__name__}"
         )
+    kind = kind or card.get("kind", "q_values")
+    if kind not in KINDS:
+        raise ValueError(f"load_teacher: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     module = module.to(device).eval().requires_grad_(False)
-    teacher = Teacher(module, card, torch.device(device))
+    name = None if isinstance(source, nn.Module) else str(source)
+    teacher = Teacher(module, card, torch.device(device), kind, name)
     target = env if env is not None else card.get("game")
     if isinstance(target, str):
         with closing(make_env(target, 1)) as lanes:
@@ -108,6 +130,16 @@ def load_teacher(
     elif target is not None:
         teacher.check(target)
     return teacher
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(module)
+    except Exception as error:  # whatever a foreign module's copying raises
+        raise TypeError(
+            "load_teacher: module must be one that can be copied (the caller's own is never "
+            f"frozen), got {type(module).__name__}: {error}"
+        ) from error
 
 
 def checkpoint_path(source: str | Path) -> Path:
@@ -128,35 +160,35 @@ def zoo_names() -> list[str]:
     return sorted(path.stem for path in ZOO.glob("*.json"))
 
 
-def _check_card(card: dict[str, Any], env: LaneEnv) -> None:
+def _check_card(card: dict[str, Any], spec: EnvSpec) -> None:
     architecture = card["architecture"]
-    if tuple(architecture["obs_shape"]) != env.obs_shape:
+    if tuple(architecture["obs_shape"]) != spec.obs_shape:
         raise ValueError(
-            f"load_teacher: teacher must see observations of shape {list(env.obs_shape)} "
-            f"({env.name}), got one for {architecture['obs_shape']}"
+            f"load_teacher: teacher must see observations of shape {list(spec.obs_shape)} "
+            f"({spec.name}), got one for {architecture['obs_shape']}"
         )
-    if architecture["num_actions"][0] != env.num_actions:
+    if architecture["num_actions"][0] != spec.num_actions:
         raise ValueError(
-            f"load_teacher: teacher must have the {env.num_actions} actions of {env.name}, got "
+            f"load_teacher: teacher must have the {spec.num_actions} actions of {spec.name}, got "
             f"{architecture['num_actions'][0]}; is one of them using the full set of 18?"
         )
     meanings = card.get("action_meanings")
-    if meanings and tuple(meanings) != env.action_meanings:
+    if meanings and tuple(meanings) != spec.action_meanings:
         raise ValueError(
-            f"load_teacher: teacher's actions must mean {list(env.action_meanings)} "
-            f"({env.name}), got {meanings}"
+            f"load_teacher: teacher's actions must mean {list(spec.action_meanings)} "
+            f"({spec.name}), got {meanings}"
         )
-    if card.get("game") not in (None, env.name):
+    if card.get("game") not in (None, spec.name):
         raise ValueError(
-            f"load_teacher: teacher must have been trained on {env.name}, got {card['game']!r}"
+            f"load_teacher: teacher must have been trained on {spec.name}, got {card['game']!r}"
         )
 
 
-def _check_outputs(teacher: Teacher, env: LaneEnv) -> None:
-    dtype = torch.uint8 if len(env.obs_shape) == 3 else torch.float32
-    probe = torch.zeros((2, *env.obs_shape), dtype=dtype, device=teacher.device)
-    wanted = f"[batch, {env.num_actions}] values for {str(dtype)[6:]} [batch, "
-    wanted += ", ".join(map(str, env.obs_shape)) + "] observations"
+def _check_outputs(teacher: Teacher, spec: EnvSpec) -> None:
+    dtype = spec.obs_dtype
+    probe = torch.zeros((2, *spec.obs_shape), dtype=dtype, device=teacher.device)
+    wanted = f"[batch, {spec.num_actions}] values for {str(dtype)[6:]} [batch, "
+    wanted += ", ".join(map(str, spec.obs_shape)) + "] observations"
     try:
         with torch.no_grad():
             values = teacher.module(probe)
@@ -167,7 +199,7 @@ def _check_outputs(teacher: Teacher, env: LaneEnv) -> None:
         ) from error
     if not isinstance(values, Tensor):
         raise TypeError(f"load_teacher: module must return {wanted}, got {type(values).__name__}")
-    if values.shape != (2, env.num_actions) or not values.is_floating_point():
+    if values.shape != (2, spec.num_actions) or not values.is_floating_point():
         raise ValueError(
             f"load_teacher: module must return {wanted}, got {values.dtype} {list(values.shape)}"
         )

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -25,7 +25,7 @@ METRICS: dict[str, str] = {
     "charts/learning_rate": "the optimizer's learning rate",
     "losses/td_loss": "mean loss over the updates since the last record",
     "losses/q_values": "mean Q-value of the actions taken, over the same updates",
-    "losses/gradient_norm": "gradient norm before clipping, last update",
+    "losses/gradient_norm": "mean gradient norm before clipping, over the same updates",
     "students/*/loss": "mean loss of that student since the last record",
     "students/*/score": "mean raw return of that student's scoring episodes",
     "students/*/agreement": "share of states it visited in them where its greedy action is the "
@@ -180,8 +180,11 @@ class Progress:
         self._shown = self._begun = time.monotonic()
         self._start = self._shown_step = start_step
 
-    def update(self, step: int, returns: Sequence[float], note: str = "") -> None:
-        """Show steps done, steps per second, time left and the recent mean return, when due."""
+    def update(self, step: int, returns: Sequence[float], note: Callable[[], str] = str) -> None:
+        """Show steps done, steps per second, time left and the recent mean return, when due.
+
+        ``note`` says what else there is to show; it is asked only then.
+        """
         now = time.monotonic()
         if now - self._shown < self._every:
             return
@@ -192,7 +195,7 @@ class Progress:
         recent = f"{sum(returns) / len(returns):8.2f}" if returns else "       -"
         line = (
             f"{step:>10,}/{self._total:,} {self._unit}  {rate:8,.0f}/s  left {_clock(left)}"
-            f"  return {recent}  {note}"
+            f"  return {recent}  {note()}"
         )
         self._stream.write(f"\r\x1b[K{line}" if self._live else line + "\n")
         self._stream.flush()

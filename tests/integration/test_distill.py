@@ -18,9 +18,11 @@ from torch import nn
 
 import fastdistill as fd
 from fastdistill.networks.checkpoint import CheckpointError, load_network
-from fastdistill.recipes.common import STOPPED_STATUS, TrainingDiverged
-from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.distill import DistillConfig
 from fastdistill.training.checkpoints import TrainingCheckpoints
+from fastdistill.training.run import TrainingDiverged
+from fastdistill.training.stop import STOPPED_STATUS
+from fastdistill.training.students import Students
 
 # A run of seconds on CartPole, whose teacher is a module of the user's.
 SMALL = {
@@ -120,23 +122,21 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     options = pong_options(total_updates=8, seeds=2, driver="mixture", score_every_updates=3)
     fd.distill("zoo:pong", run_dir=whole, **options)
 
-    from fastdistill.recipes import distillation
-
     broken = tmp_path / "broken"
-    real = distillation.Distillation.learn
+    real = Students.learn
     calls = 0
 
-    def dies(self):
+    def dies(self, *arguments):
         nonlocal calls
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return real(self)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(distillation.Distillation, "learn", dies)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(Students, "learn", dies)
+    with pytest.raises(KeyboardInterrupt):  # as Ctrl-C in a Python session
         fd.distill("zoo:pong", run_dir=broken, **options)
-    monkeypatch.setattr(distillation.Distillation, "learn", real)
+    monkeypatch.setattr(Students, "learn", real)
     result = fd.distill("zoo:pong", run_dir=broken, resume=True)
     assert result.updates == 8
     expected, got = learned(whole), learned(broken)
@@ -233,21 +233,19 @@ def test_a_full_disk_stops_with_the_reason_and_keeps_the_last_checkpoint(tmp_pat
             raise OSError(28, "No space left on device")
         real(number)
 
-    from fastdistill.recipes import distillation
+    learn = Students.learn
 
-    learn = distillation.Distillation.learn
-
-    def fills_the_disk(self):
+    def fills_the_disk(self, *arguments):
         nonlocal full
-        full = self.at.updates >= 3
-        return learn(self)
+        full = self._run.at.updates >= 3
+        return learn(self, *arguments)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(distillation.Distillation, "learn", fills_the_disk)
+    monkeypatch.setattr(Students, "learn", fills_the_disk)
     with pytest.raises(OSError, match="No space left on device"):
         fd.distill("zoo:pong", run_dir=run_dir, **options)
     full = False
-    monkeypatch.setattr(distillation.Distillation, "learn", learn)
+    monkeypatch.setattr(Students, "learn", learn)
     _, card = TrainingCheckpoints(run_dir / "checkpoints").latest()
     assert card["updates"] == 2
     assert fd.distill("zoo:pong", run_dir=run_dir, resume=True).updates == 6
@@ -259,9 +257,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(tmp_path):
             values = super().forward(obs)
             return torch.where(obs[:, 2:3].abs() > 0.15, torch.nan, values)
 
-    with pytest.raises(TrainingDiverged, match="training: loss must be finite, got nan"):
+    with pytest.raises(
+        TrainingDiverged, match="kl_7_seed1: training: loss must be finite, got nan"
+    ):
         fd.distill(Breaks(), "CartPole-v1", run_dir=tmp_path / "run", epsilon=1.0, **SMALL)
-    assert (tmp_path / "run" / "diverged.json").exists()
+    assert (tmp_path / "run" / "diverged_kl_7_seed1.json").exists()
 
 
 def test_a_teacher_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
@@ -323,7 +323,7 @@ def test_a_run_names_the_command_that_makes_it():
 
 
 def test_an_automatic_temperature_halves_the_teachers_entropy(tmp_path):
-    from fastdistill.recipes.students import auto_temperature
+    from fastdistill.training.targets import auto_temperature
 
     rng = np.random.default_rng(0)
     values = torch.from_numpy(rng.normal(size=(500, 6)) * 1e-3)

@@ -16,13 +16,15 @@ import torch
 
 from fastdistill.cli import main
 from fastdistill.networks.checkpoint import load_network, read_checkpoint
-from fastdistill.recipes import dqn as teacher_dqn
-from fastdistill.recipes import pqn as teacher_pqn
-from fastdistill.recipes.common import TrainingDiverged
+from fastdistill.recipes import dqn, pqn
 from fastdistill.recipes.dqn import DqnConfig
 from fastdistill.recipes.pqn import PqnConfig
 from fastdistill.training.checkpoints import TrainingCheckpoints
+from fastdistill.training.learners import dqn as dqn_learner
+from fastdistill.training.learners import pqn as pqn_learner
 from fastdistill.training.metrics import read_jsonl
+from fastdistill.training.run import Run, TrainingDiverged
+from fastdistill.training.stop import StopRequest
 
 
 def tiny(recipe: str, run_dir: Path, **changes):
@@ -54,7 +56,7 @@ def tiny(recipe: str, run_dir: Path, **changes):
     )
 
 
-RECIPES = {"pqn": teacher_pqn, "dqn": teacher_dqn}
+RECIPES = {"pqn": pqn, "dqn": dqn}
 
 
 @pytest.fixture(scope="module", params=sorted(RECIPES))
@@ -75,8 +77,9 @@ def _one_thread_and_default_kernels():
 def last_state(run_dir: Path):
     tensors, card = TrainingCheckpoints(run_dir / "checkpoints").latest()
     assert card.pop("replay", "replay_000000001920.bin") == "replay_000000001920.bin"
-    for key in ("wall_seconds", "total_seconds", "weights"):
-        card.pop(key)
+    card.pop("weights")
+    counters = card["counters"]
+    card["counters"] = {k: v for k, v in counters.items() if not k.endswith("seconds")}
     return tensors, card
 
 
@@ -117,31 +120,32 @@ def test_same_seed_same_weights_bitwise_and_another_seed_others(tmp_path, recipe
     assert_same_end(tmp_path / "again", whole_run)
     train(tiny(recipe, tmp_path / "other", seed=2))
     ours, theirs = last_state(tmp_path / "other")[0], last_state(whole_run)[0]
-    assert not torch.equal(ours["network.trunk.0.weight"], theirs["network.trunk.0.weight"])
+    name = "learner.network.trunk.0.weight"
+    assert not torch.equal(ours[name], theirs[name])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_in_a_checkpoint_and_resuming_equals_never_stopping(
     tmp_path, recipe, whole_run, monkeypatch, number
 ):
-    module = RECIPES[recipe]
-    original = module.refuse_divergence
-    steps = []
+    train = RECIPES[recipe].train
+    original = Run.due
 
-    def interrupted(run_dir, step, *rest):
-        if step == 896 and step not in steps:  # no scheduled checkpoint falls on it
+    def interrupted(self, what):
+        if self.at.step == 896:  # no scheduled checkpoint falls on it
             os.kill(os.getpid(), number)
-        steps.append(step)
-        return original(run_dir, step, *rest)
+        return original(self, what)
 
-    monkeypatch.setattr(module, "refuse_divergence", interrupted)
-    result = module.train(tiny(recipe, tmp_path / "run"))
+    monkeypatch.setattr(Run, "due", interrupted)
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        result = train(tiny(recipe, tmp_path / "run"), stop=stop)
     assert result.stopped
     assert result.step == 896
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert signal.getsignal(number) is before
     monkeypatch.undo()
     # A configuration of defaults: all but the directory is taken from the run.
-    resumed = module.train(type(tiny(recipe, tmp_path))(run_dir=tmp_path / "run"), resume=True)
+    resumed = train(type(tiny(recipe, tmp_path))(run_dir=tmp_path / "run"), resume=True)
     assert not resumed.stopped
     assert resumed.step == 1920
     assert_same_end(tmp_path / "run", whole_run)
@@ -186,10 +190,10 @@ def test_a_loss_that_is_not_finite_stops_pqn_with_its_rollout_saved(tmp_path, mo
         returns[3, 1] = float("nan")
         return returns
 
-    original = teacher_pqn.lambda_returns
-    monkeypatch.setattr(teacher_pqn, "lambda_returns", poisoned)
+    original = pqn_learner.lambda_returns
+    monkeypatch.setattr(pqn_learner, "lambda_returns", poisoned)
     with pytest.raises(TrainingDiverged, match="loss must be finite, got nan at step 64"):
-        teacher_pqn.train(tiny("pqn", tmp_path / "run"))
+        pqn.train(tiny("pqn", tmp_path / "run"))
     batch, card = read_checkpoint(tmp_path / "run" / "diverged")
     assert batch["returns"][3, 1].isnan()
     assert batch["obs"].shape == (16, 4, 4, 84, 84)
@@ -200,10 +204,10 @@ def test_a_loss_that_is_not_finite_stops_dqn_with_its_batch_saved(tmp_path, monk
     def poisoned(*arguments):
         return original(*arguments) / 0
 
-    original = teacher_dqn.double_q_target
-    monkeypatch.setattr(teacher_dqn, "double_q_target", poisoned)
+    original = dqn_learner.double_q_target
+    monkeypatch.setattr(dqn_learner, "double_q_target", poisoned)
     with pytest.raises(TrainingDiverged, match=r"loss must be finite, got (nan|inf) at step 208"):
-        teacher_dqn.train(tiny("dqn", tmp_path / "run"))
+        dqn.train(tiny("dqn", tmp_path / "run"))
     batch, _ = read_checkpoint(tmp_path / "run" / "diverged")
     assert batch["obs"].shape == batch["next_obs"].shape == (16, 4, 84, 84)
 
@@ -260,5 +264,5 @@ def test_cartpole_is_learned(tmp_path, capsys, recipe):
     assert main(["teacher", recipe, *words, "--no-clip-rewards", "--no-bfloat16"]) == 0
     assert "over 10 episodes" in capsys.readouterr().out
     score = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert sum(score["returns"]) / 10 > 195  # random play: 22
+    assert sum(score["teacher"]["returns"]) / 10 > 195  # random play: 22
     assert main(["evaluate", str(tmp_path / "run" / "teacher"), "--episodes", "3"]) == 0

@@ -11,9 +11,8 @@ from fastdistill.evaluation.cost import (
     describe_machine,
     latency_seconds,
     multiply_adds,
-    num_parameters,
 )
-from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.networks import QNetwork, num_parameters, paper_architecture
 
 # Convolutions: outputs x inputs per output; then the two fully connected layers.
 BY_HAND = {

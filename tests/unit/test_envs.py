@@ -18,9 +18,9 @@ from fastdistill.envs import (
     make_atari,
     make_env,
     make_gymnasium,
-    observation_statistics,
 )
 from fastdistill.envs.lanes import LaneEnv
+from fastdistill.training.inputs import random_play_statistics
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
@@ -32,7 +32,7 @@ def play(env: LaneEnv, steps: int, seed: int = 0):
     records, observations = [], []
     for _ in range(steps):
         observations.append(env.obs)
-        records.append(env.step(rng.integers(env.num_actions, size=env.num_lanes)))
+        records.append(env.step(rng.integers(env.spec.num_actions, size=env.num_lanes)))
     return records, observations
 
 
@@ -140,7 +140,7 @@ def test_episode_accounting_matches_the_engine_played_directly():
             int(np.random.SeedSequence((3, lane, 0)).generate_state(1)[0] & 0x7FFFFFFF)
             for lane in range(2)
         ]
-        actions = rng.integers(env.num_actions, size=(1700, 2))
+        actions = rng.integers(env.spec.num_actions, size=(1700, 2))
         ours = [episode for action in actions for episode in env.step(action).episodes]
         rows = reference_game(game, lane_seeds, actions, life_loss=False)
         expected = []
@@ -200,10 +200,10 @@ def test_seed_zero_is_a_seed_like_any_other():
 
 def test_presets_differ_in_stickiness_starts_and_life_signal():
     classic, machado = make_atari("pong", 12), make_atari("pong", 12, preset="machado")
-    assert classic.settings["repeat_action_probability"] == 0.0
-    assert machado.settings["repeat_action_probability"] == 0.25
-    assert classic.settings["life_loss_info"]
-    assert not machado.settings["life_loss_info"]
+    assert classic.spec.settings["repeat_action_probability"] == 0.0
+    assert machado.spec.settings["repeat_action_probability"] == 0.25
+    assert classic.spec.settings["life_loss_info"]
+    assert not machado.spec.settings["life_loss_info"]
     # Doing nothing for a while, only the no-op start tells the lanes apart (nothing can stick).
     screens = []
     for env in (classic, machado):
@@ -366,7 +366,7 @@ def test_the_colour_twin_plays_the_same_game():
 
 def test_statistics_equal_those_of_the_frames():
     env = make_atari("pong", 2)
-    mean, std = observation_statistics(env, num_steps=60, seed=3)
+    mean, std = (part.numpy() for part in random_play_statistics(env, num_steps=60, seed=3))
     rng = np.random.default_rng(3)
     env.reset(3)
     frames = np.concatenate([env.step(rng.integers(6, size=2)).frame for _ in range(60)])
@@ -378,7 +378,7 @@ def test_statistics_equal_those_of_the_frames():
 def test_gymnasium_environments_speak_the_same_protocol():
     env = make_env("CartPole-v1", 3)
     records, observations = play(env, 200)
-    assert env.obs_shape == env.frame_shape == (4,)
+    assert env.spec.obs_shape == env.spec.frame_shape == (4,)
     assert observations[0].dtype == np.float32
     lengths = []
     for before, record in itertools.pairwise(records):

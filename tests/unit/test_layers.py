@@ -26,13 +26,14 @@ COMPUTING = ("common", "frames", "losses", "replay")
 # From the ground up. A module may import modules of lower layers and of its own folder.
 LAYERS = (
     {"_core", "_cuda"},
-    {"_native"},
+    {"_native", "streams"},
     {"losses", "replay", "envs", "networks"},  # the four parts know nothing of each other
     {"teachers"},
     {"evaluation"},
     {"training"},
     {"report"},
     {"recipes"},
+    {"api"},
     {"cli"},
     {"__main__"},
 )

@@ -107,7 +107,7 @@ def test_progress_on_a_terminal_renews_one_line(clock):
     progress.update(1_100, [])
     assert stream.getvalue() == ""  # too soon
     clock[0] += 0.9
-    progress.update(2_000, [1.0, 2.0], "eps 0.5")
+    progress.update(2_000, [1.0, 2.0], lambda: "eps 0.5")
     line = stream.getvalue()
     assert line.startswith("\r\x1b[K")
     assert "\n" not in line

@@ -14,7 +14,6 @@ from fastdistill.evaluation.statistics import (
     human_normalized_score,
     interquartile_mean,
     summarize,
-    teacher_relative_score,
 )
 
 
@@ -84,14 +83,6 @@ def test_human_normalised_scores():
     assert human_normalized_score("qbert", 163.9 + (13455.0 - 163.9) / 2) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="game must be an Atari-57 game, got 'chess'"):
         human_normalized_score("chess", 1.0)
-
-
-def test_relative_score_is_sound_for_negative_scores():
-    assert teacher_relative_score("pong", -20.7, 16.3) == 0
-    assert teacher_relative_score("pong", 16.3, 16.3) == 1
-    assert teacher_relative_score("pong", -2.2, 16.3) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="teacher must differ from random play"):
-        teacher_relative_score("pong", 1.0, -20.7)
 
 
 def test_summary_of_known_scores():

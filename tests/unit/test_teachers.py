@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def pong():
 
 
 def saved(tmp_path, env, **changes):
-    card = {"game": env.name, "action_meanings": list(env.action_meanings), **changes}
+    card = {"game": env.spec.name, "action_meanings": list(env.spec.action_meanings), **changes}
     return save_network(tmp_path / "teacher", QNetwork(paper_architecture("4%", 6)), card)
 
 
@@ -50,7 +51,7 @@ def test_a_checkpoint_labels_in_float32_even_under_autocast(tmp_path, pong):
     with torch.no_grad():
         expected = teacher.module(obs)
     with torch.autocast("cpu", torch.bfloat16):
-        labels = teacher.q_values(obs)
+        labels = teacher.values(obs)
     assert labels.dtype == torch.float32
     assert not labels.requires_grad
     assert torch.equal(labels, expected)
@@ -63,12 +64,37 @@ def test_a_directory_and_a_path_mean_the_same_teacher(tmp_path, pong):
     assert torch.equal(load_teacher(path, pong)(obs), load_teacher(tmp_path / "run", pong)(obs))
 
 
-def test_any_module_is_frozen_and_put_into_evaluation_mode(pong):
-    module = Plain(6)
+def test_a_module_is_copied_and_the_callers_own_goes_on_learning(pong):
+    module = Plain(6).train()
     teacher = load_teacher(module, pong)
     obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
-    assert torch.equal(teacher(obs), teacher(obs))  # no dropout
-    assert not any(parameter.requires_grad for parameter in module.parameters())
+    before = teacher(obs)
+    assert torch.equal(before, teacher(obs))  # no dropout
+    assert module.training
+    loss = module(obs).square().mean()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter -= parameter.grad
+    assert torch.equal(teacher(obs), before)
+
+
+def test_a_module_that_cannot_be_copied_is_refused_in_words(pong):
+    module = Plain(6)
+    module.lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"module must be one that can be copied.*got Plain"):
+        load_teacher(module, pong)
+
+
+def test_a_teacher_knows_where_it_is_from_and_what_its_values_are(tmp_path, pong):
+    path = saved(tmp_path, pong, kind="logits")
+    assert (load_teacher(path, pong).source, load_teacher(path, pong).kind) == (str(path), "logits")
+    assert load_teacher("zoo:pong").source == "zoo:pong"
+    assert load_teacher("zoo:pong").kind == "q_values"
+    module = load_teacher(Plain(6), pong, kind="log_probs")
+    assert (module.source, module.kind, module.version) == (None, "log_probs", 0)
+    with pytest.raises(ValueError, match=r"kind must be one of q_values, .*, got 'q'"):
+        load_teacher(Plain(6), pong, kind="q")
 
 
 def test_half_precision_outputs_become_float32(pong):

@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
-from fastdistill.recipes.dqn import DqnConfig, Learner, double_q_target
+from fastdistill.recipes.dqn import DqnConfig
 from fastdistill.replay import PrioritizedReplay
+from fastdistill.training.learners.dqn import DqnLearner, double_q_target
+
+
+def learner_of(network, **changes):
+    options = {"learning_rate": 2.5e-4, "adam_epsilon": 1.5e-4, "max_gradient_norm": 10.0}
+    return DqnLearner(network, **{**options, "bfloat16": True, **changes})
 
 
 class Table(nn.Module):
@@ -39,9 +45,8 @@ def test_the_target_values_the_action_that_the_network_prefers():
 
 def test_an_update_descends_the_weighted_huber_loss():
     torch.manual_seed(0)
-    config = DqnConfig(bfloat16=False, learning_rate=0.03)
     network = QNetwork(Architecture((3,), (2,), hidden=(8,)))
-    learner = Learner(config, network)
+    learner = learner_of(network, bfloat16=False, learning_rate=0.03)
     replay = PrioritizedReplay(
         64, 1, frame_shape=(3,), frame_dtype="float32", stack=1, n_step=2, discount=0.9
     )
@@ -56,13 +61,13 @@ def test_an_update_descends_the_weighted_huber_loss():
         size = error.abs()
         huber = torch.where(size <= 1, 0.5 * size**2, size - 0.5)
         expected = (batch.weight * huber).mean()
-    loss, q_value, td_abs = learner.update(batch)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(td_abs, size)
-    assert float(q_value) < 1  # far below the returns at first
+    first = learner.update(batch)
+    torch.testing.assert_close(first["td_loss"], expected)
+    torch.testing.assert_close(first["td_abs"], size)
+    assert float(first["q_values"]) < 1  # far below the returns at first
     for _ in range(50):
-        last, _, _ = learner.update(batch)
-    assert last < loss / 2
+        last = learner.update(batch)
+    assert last["td_loss"] < first["td_loss"] / 2
 
 
 def test_an_update_in_bfloat16_reaches_every_layer():
@@ -70,7 +75,7 @@ def test_an_update_in_bfloat16_reaches_every_layer():
     # be reused for the learning one.
     torch.manual_seed(0)
     network = QNetwork(paper_architecture("4%", 6), head_gain=1.0)
-    learner = Learner(DqnConfig(), network)
+    learner = learner_of(network)
     replay = PrioritizedReplay(64, 1, n_step=1)
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -83,7 +88,7 @@ def test_an_update_in_bfloat16_reaches_every_layer():
 
 
 def test_the_target_follows_only_when_it_is_copied():
-    learner = Learner(DqnConfig(), QNetwork(Architecture((3,), (2,), hidden=(8,))))
+    learner = learner_of(QNetwork(Architecture((3,), (2,), hidden=(8,))))
     with torch.no_grad():
         learner.network.heads[0].output.weight.add_(1.0)
     obs = torch.randn(4, 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What students are built of and judged by, against plain computations."""
+"""What students are taught and judged by, against plain computations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastdistill.recipes.students import share_of_teacher, state_weight, teacher_entropy
+from fastdistill.evaluation.compare import share_of_teacher
+from fastdistill.training.targets import state_weight, teacher_entropy
 
 
 def naive_entropy(row, temperature):

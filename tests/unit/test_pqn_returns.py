@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastdistill.recipes.pqn import PqnConfig, lambda_returns
+from fastdistill.recipes.pqn import PqnConfig
+from fastdistill.training.learners.pqn import lambda_returns
 
 
 def plain_return(rows, last_value, lane, start, discount, trace_decay):

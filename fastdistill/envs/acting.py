@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""Acting: a policy's values of what the lanes show, and epsilon-greedy actions from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Observations [batch, ...] on the policy's device -> action values or logits [batch, actions].
+Policy = Callable[[Tensor], Tensor]
+
+
+@torch.inference_mode()
+def policy_values(
+    policy: Policy,
+    obs: NDArray[Any] | Tensor,
+    device: torch.device | str,
+    *,
+    bfloat16: bool = False,
+) -> Tensor:
+    """What a policy says of observations, ``[lanes, actions]`` on its device.
+
+    Args:
+        policy: Asked without gradients.
+        obs: ``[lanes, *obs_shape]``.
+        device: Of the policy.
+        bfloat16: Whether it computes under bfloat16 autocast.
+    """
+    device = torch.device(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        return policy(torch.as_tensor(obs, device=device))
+
+
+def epsilon_greedy(
+    greedy: NDArray[np.int64], epsilon: float, num_actions: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Replace each greedy action by a random one with probability ``epsilon``."""
+    explore = rng.random(len(greedy)) < epsilon
+    return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)

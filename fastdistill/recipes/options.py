@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""Checks of a recipe's configuration, in one form of words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def at_least(config: object, least: int, *names: str) -> None:
+    """Refuse fields below ``least``."""
+    for name in names:
+        if not getattr(config, name) >= least:
+            _refuse(config, name, f"be at least {least}", getattr(config, name))
+
+
+def positive(config: object, *names: str) -> None:
+    """Refuse fields that are not finite and above 0; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            _refuse(config, name, "be positive", value)
+
+
+def share(config: object, *names: str) -> None:
+    """Refuse fields outside [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            _refuse(config, name, "be in [0, 1]", getattr(config, name))
+
+
+def one_of(config: object, name: str, values: Iterable[str], allowed: Iterable[str]) -> None:
+    """Refuse values that are not allowed, or given twice."""
+    values, allowed = list(values), list(allowed)
+    for value in values:
+        if value not in allowed:
+            _refuse(config, name, f"be one of {', '.join(allowed)}", repr(value))
+    if len(set(values)) < len(values):
+        _refuse(config, name, "not repeat", ", ".join(values))
+
+
+def _refuse(config: object, name: str, constraint: str, got: Any) -> None:
+    raise ValueError(f"{type(config).__name__}: {name} must {constraint}, got {got}")

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+"""Every stream of random numbers of a run, in one place, so that no two of them are the same.
+
+A stream is a run's seed and a number of its own; NumPy's seed sequences keep them apart.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Second words of a seed's entropy. A third one, where there is one, is the task's place.
+EVALUATION, TRAINING, STATISTICS, ACTING, LEARNING = 1, 2, 3, 4, 5
+
+# Added to a run's seed, once per round, for the games that choose a network: its evaluation, and
+# the other rounds, play others.
+SCORING = 1_000_000
+
+
+def words(seed: int, stream: int, task: int = 0) -> tuple[int, ...]:
+    """A stream's entropy; the first task's is that of a run of one task."""
+    return (seed, stream, task) if task else (seed, stream)
+
+
+def generator(seed: int, stream: int, task: int = 0) -> np.random.Generator:
+    """A generator at the start of a stream."""
+    return np.random.default_rng(words(seed, stream, task))
+
+
+def native_seed(seed: int, stream: int) -> int:
+    """A stream as the one number that native code takes."""
+    return int(np.random.SeedSequence(words(seed, stream)).generate_state(1)[0])

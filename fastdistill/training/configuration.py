@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""A recipe's configuration in and out of ``config.json``, checked field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+
+class Config(Protocol):
+    """What every recipe's configuration has: a frozen dataclass of plain fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything is written."""
+
+    @property
+    def tensorboard(self) -> bool:
+        """Whether to write TensorBoard files beside metrics.jsonl."""
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def configuration_to_json(config: Config) -> dict[str, Any]:
+    """The fields as plain JSON types."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def read_configuration(path: Path, recipe: str, asked: ConfigT) -> ConfigT:
+    """The configuration of a run that is to be continued.
+
+    Args:
+        path: Of ``config.json``.
+        recipe: That the run must be of.
+        asked: What the caller wants; a field that is not its default must be the run's.
+
+    Raises:
+        ValueError: No run, another recipe, a damaged file, or other options than the run's.
+    """
+    if not path.exists():
+        raise ValueError(f"open_run: run_dir must hold a run to resume, got {path.parent}")
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"open_run: {path} must be readable JSON, got {error}") from error
+    stored = stored if isinstance(stored, dict) else {}
+    if stored.get("recipe") != recipe:
+        raise ValueError(f"open_run: run must be of {recipe}, got {stored.get('recipe')}")
+    values = stored.get("config")
+    if not isinstance(values, dict):
+        raise ValueError(f"open_run: {path} must hold config (an object), got {values!r}")
+    hints = typing.get_type_hints(type(asked))
+    fields = {field.name: field for field in dataclasses.fields(asked)}
+    for name, value in values.items():
+        if name not in fields:
+            raise ValueError(f"open_run: {path} must name options of {recipe}, got {name!r}")
+        if not _fits(value, hints[name]):
+            raise ValueError(
+                f"open_run: {path} must give {name} as {fields[name].type}, got {value!r}"
+            )
+        values[name] = Path(value) if hints[name] is Path else value
+    others = [
+        f"{name} {getattr(asked, name)!r} instead of {values[name]!r}"
+        for name, field in fields.items()
+        if name in values
+        and name != "run_dir"  # it may have been moved
+        and getattr(asked, name) not in (field.default, values[name])
+    ]
+    if others:
+        raise ValueError(
+            "open_run: a resumed run must keep its own options, got "
+            f"{', '.join(others)}; leave them out, or begin a new run"
+        )
+    return type(asked)(**{**values, "run_dir": path.parent})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if kind is Path and isinstance(value, str):
+            return True
+        if kind in (int, float) and isinstance(value, bool):
+            continue
+        if kind is float and isinstance(value, int):
+            return True
+        if isinstance(value, kind):
+            return True
+    return False

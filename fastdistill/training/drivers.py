@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""Who drives the lanes of a distillation: the teacher, its students, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastdistill.envs import policy_values
+from fastdistill.teachers import Teacher
+from fastdistill.training.collector import Choice
+from fastdistill.training.learners.student import Student
+
+DRIVERS = ("teacher", "student", "mixture")
+TEACHER = -1
+
+# Steps that a lane is driven by the same policy before the driver is drawn again.
+DRIVER_STEPS = 64
+
+
+class Drivers:
+    """The driver of each lane; the teacher labels what any of them sees.
+
+    Attributes:
+        lanes: ``[lanes]``, the place of the student at the wheel; ``TEACHER`` is the teacher.
+        students_ready: Whether students may drive: before its first update a student has no input
+            statistics, and nothing to say.
+    """
+
+    def __init__(
+        self, teacher: Teacher, students: Sequence[Student], num_lanes: int, *, bfloat16: bool
+    ) -> None:
+        self.lanes = np.full(num_lanes, TEACHER, np.int64)
+        self.students_ready = False
+        self._teacher = teacher
+        self._students = students
+        self._bfloat16 = bfloat16
+
+    def draw(self, share: float, rng: np.random.Generator) -> None:
+        """Draw new drivers: a student with probability ``share``, any of them alike."""
+        drawn = rng.integers(len(self._students), size=len(self.lanes))
+        self.lanes = np.where(rng.random(len(self.lanes)) < share, drawn, TEACHER)
+
+    def __call__(self, obs: NDArray[Any]) -> Choice:
+        """Greedy actions of whoever drives; ``teacher_logits``, the teacher's view of all lanes."""
+        device = self._teacher.device
+        seen = torch.from_numpy(obs).to(device)
+        labels = self._teacher.values(seen)
+        greedy = labels.argmax(dim=1).cpu().numpy()
+        driving = np.unique(self.lanes[self.lanes >= 0]) if self.students_ready else ()
+        for index in driving:
+            lanes = np.flatnonzero(self.lanes == index)
+            part = seen if len(lanes) == len(obs) else seen[torch.from_numpy(lanes)]
+            network = self._students[index].network
+            logits = policy_values(network, part, device, bfloat16=self._bfloat16)
+            greedy[lanes] = logits.argmax(dim=1).cpu().numpy()
+        return Choice(greedy, {"teacher_logits": labels.cpu().numpy()})

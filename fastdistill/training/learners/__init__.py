@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What learns: each takes a batch, makes one gradient step and returns tensors, never numbers."""

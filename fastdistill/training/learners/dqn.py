@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Double DQN: a network that learns n-step returns from a replay, and its slower target."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from fastdistill.losses import td_loss
+from fastdistill.networks import QNetwork
+from fastdistill.replay import ReplayBatch
+from fastdistill.training.optimizing import clip_gradients, make_optimizer
+from fastdistill.training.state import learner_tensors, restore_learner, select, under
+
+
+class DqnLearner:
+    """The network, its target and its optimizer: one ``update`` per batch.
+
+    Attributes:
+        network: Learns.
+        target: A copy from a while ago; only evaluates. With ``bfloat16``, under autocast only:
+            its hidden weights are stored as such.
+        optimizer: Adam.
+    """
+
+    def __init__(
+        self,
+        network: QNetwork,
+        *,
+        learning_rate: float,
+        adam_epsilon: float,
+        max_gradient_norm: float,
+        bfloat16: bool,
+    ) -> None:
+        self.network = network
+        self.target = copy.deepcopy(network).requires_grad_(False)
+        if bfloat16:
+            for layer in self.target.trunk:
+                if isinstance(layer, torch.nn.Linear):
+                    layer.bfloat16()  # what autocast would make of it at every update
+        self.optimizer = make_optimizer("adam", network, learning_rate, epsilon=adam_epsilon)
+        self._max_gradient_norm = max_gradient_norm
+        self._bfloat16 = bfloat16
+
+    def copy_target(self) -> None:
+        """Bring the target up to date."""
+        self.target.load_state_dict(self.network.state_dict())
+
+    def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
+        """One gradient step.
+
+        Returns:
+            Scalars ``td_loss`` and ``q_values`` (of the actions taken, their mean), and ``td_abs``,
+            ``[batch]`` absolute TD errors.
+        """
+        device = self.network.obs_mean.device
+        obs, next_obs, action, reward, discount, weight = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (
+                batch.obs,
+                batch.next_obs,
+                batch.action,
+                batch.reward,
+                batch.discount,
+                batch.weight,
+            )
+        )
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):
+            with torch.no_grad():
+                target = double_q_target(self.network, self.target, next_obs, reward, discount)
+            q = self.network(obs)
+        loss, td_abs = td_loss(q, action, target, weight=weight)
+        self.network.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        clip_gradients(self.network, self._max_gradient_norm)
+        self.optimizer.step()
+        taken = q.detach().gather(1, action[:, None])
+        return {"td_loss": loss.detach(), "q_values": taken.mean(), "td_abs": td_abs.detach()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that learns, and the target."""
+        own = learner_tensors(self.network, self.optimizer)
+        return {**own, **under("target", self.target.state_dict())}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """The reverse of ``state``."""
+        restore_learner(self.network, self.optimizer, tensors)
+        self.target.load_state_dict(select(tensors, "target"))
+
+
+def double_q_target(
+    network: QNetwork, target: QNetwork, next_obs: Tensor, reward: Tensor, discount: Tensor
+) -> Tensor:
+    """``reward + discount * target(next_obs)[argmax network(next_obs)]``.
+
+    Source: van Hasselt et al. 2016, equation 4; ``discount`` is 0 after a termination and
+    ``discount**k`` after k steps.
+    """
+    best = network(next_obs).argmax(dim=1, keepdim=True)
+    value: Tensor = target(next_obs).gather(1, best).squeeze(1)
+    return reward + discount * value

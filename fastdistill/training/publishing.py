@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""The files of trained networks: a run's students by name, and the one under plain names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastdistill.envs import EnvSpec
+from fastdistill.networks import load_network, load_weights, save_network
+from fastdistill.networks.checkpoint import read_checkpoint
+from fastdistill.training.learners.student import OWN, OwnStudent, Student, make_own
+
+
+def network_card(spec: EnvSpec, kind: str) -> dict[str, Any]:
+    """What every checkpoint of a trained network says of its game."""
+    return {
+        "kind": kind,
+        "game": spec.name,
+        "action_meanings": list(spec.action_meanings),
+        "environment": spec.settings,
+    }
+
+
+def student_path(run_dir: Path, name: str) -> Path:
+    """Of a student's description."""
+    return run_dir / "students" / f"{name}.json"
+
+
+def save_student(run_dir: Path, student: Student, spec: EnvSpec, card: dict[str, Any]) -> Path:
+    """Write a student as it is now."""
+    return save_network(
+        student_path(run_dir, student.name),
+        student.network,
+        {
+            **network_card(spec, "q_values" if student.loss == "mse" else "logits"),
+            "loss": student.loss,
+            "size": student.size,
+            "seed": student.seed,
+            **card,
+        },
+    )
+
+
+def load_student(path: Path, size: str, spec: EnvSpec, own: OwnStudent | None) -> nn.Module:
+    """A student as it was saved, in evaluation mode; ``own`` makes it if it is the caller's."""
+    if size != OWN:
+        return load_network(path)[0]
+    network = make_own(spec, own)
+    load_weights(path, network)
+    return network.eval()
+
+
+def publish_student(run_dir: Path, name: str) -> Path:
+    """Copy a student to ``run_dir/student.json`` and ``student.safetensors``, plain names."""
+    path = student_path(run_dir, name)
+    read_checkpoint(path)  # a damaged file is not passed on
+    card = json.loads(path.read_text())
+    weights = run_dir / "student.safetensors"
+    shutil.copyfile(path.with_name(card["weights"]["file"]), weights)
+    card["weights"]["file"] = weights.name
+    published = run_dir / "student.json"
+    published.write_text(json.dumps(card, indent=2) + "\n")
+    return published

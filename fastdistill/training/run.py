@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""A run: one directory, its configuration, clock and files; what is due, and where to continue.
+
+A recipe's loop asks ``over`` and ``due``, and hands over what is to be kept; it opens no file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from fastdistill.envs import engine_versions
+from fastdistill.networks.checkpoint import versions, write_checkpoint
+from fastdistill.training.checkpoints import TrainingCheckpoints
+from fastdistill.training.configuration import Config, configuration_to_json, read_configuration
+from fastdistill.training.counters import Counters
+from fastdistill.training.metrics import Progress, RunWriter
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+# Of the training checkpoints; those of version 0.1.0 had another engine.
+ENGINE = 2
+
+
+class TrainingDiverged(RuntimeError):  # noqa: N818 (it names what happened)
+    """A loss that is not finite; the message says where its batch was saved."""
+
+
+class Stop(Protocol):
+    """Who may ask a run to stop: ``StopRequest``, or anything else that knows."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop at the next good moment."""
+
+
+class Run(Generic[ConfigT]):
+    """One run of a recipe; use as a context manager around its training.
+
+    Making it reads or checks, and writes nothing: what a recipe refuses before it enters leaves no
+    directory behind.
+
+    Attributes:
+        config: To train with; of a resumed run, its own.
+        directory: Where everything is written.
+        at: How far it is.
+        finished: Whether the recipe came to its end, which it sets.
+    """
+
+    def __init__(
+        self, recipe: str, config: ConfigT, *, resume: bool, unit: str, stop: Stop | None = None
+    ) -> None:
+        """Args:
+        recipe: Its name.
+        config: A frozen dataclass of plain fields; what differs from its defaults must be what
+            the resumed run has.
+        resume: Continue the run in ``config.run_dir``.
+        unit: What its cadence counts, ``"steps"`` or ``"updates"``.
+        stop: Asked between steps.
+        """  # noqa: D205
+        self.directory = Path(config.run_dir)
+        path = self.directory / "config.json"
+        if resume:
+            config = read_configuration(path, recipe, config)
+        elif path.exists():
+            raise ValueError(
+                f"open_run: run_dir must not hold a run, got {config.run_dir}; resume it or name "
+                "another"
+            )
+        self.config = config
+        self.at = Counters()
+        self.finished = False
+        self._recipe = recipe
+        self._resume = resume
+        self._unit = unit
+        self._stop = stop
+        self._checkpoints = TrainingCheckpoints(self.directory / "checkpoints")
+        self._asked: dict[str, int] = {}
+        self._lock: int | None = None
+        self._writer: RunWriter | None = None
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Run[ConfigT]:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _claim(self.directory)
+        if not self._resume:
+            record = {
+                "recipe": self._recipe,
+                "config": configuration_to_json(self.config),
+                "versions": {**versions(), **engine_versions()},
+            }
+            path = self.directory / "config.json"
+            path.write_text(json.dumps(record, indent=2) + "\n")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for opened in (self._progress, self._writer):
+            if opened is not None:
+                opened.close()
+        if self._lock is not None:
+            os.close(self._lock)  # and with it the claim
+
+    def restore(
+        self, load_replay: Callable[[Path], None] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Begin, or continue from the newest checkpoint.
+
+        Args:
+            load_replay: Takes the snapshot that belongs to the checkpoint.
+
+        Returns:
+            What ``checkpoint`` was given; None where there is nothing yet, and all begins.
+        """
+        loaded = self._checkpoints.latest() if self._resume else None
+        if loaded is not None:
+            _, card = loaded
+            if card.get("engine") != ENGINE:
+                raise ValueError(
+                    f"resume: checkpoints in {self.directory} must be of this version, got an "
+                    "older one's; finish the run with the version that began it, or begin anew "
+                    "(its students and teacher.json load as they are)"
+                )
+            self.at.restore(card["counters"])
+            self._asked = dict.fromkeys(("log", "score", "checkpoint"), self._count)
+            if load_replay is not None and card["replay"] is not None:
+                load_replay(self._checkpoints.directory / card["replay"])
+        # A run that begins again, for want of a checkpoint, drops its records of before.
+        self._writer = RunWriter(
+            self.directory,
+            tensorboard=self.config.tensorboard,
+            resume_step=self.at.step if self._resume else None,
+        )
+        self._progress = Progress(
+            getattr(self.config, f"total_{self._unit}"), start_step=self._count, unit=self._unit
+        )
+        return loaded
+
+    @property
+    def _count(self) -> int:
+        return self.at.step if self._unit == "steps" else self.at.updates
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stop is not None and self._stop.requested
+
+    def due(self, what: str) -> bool:
+        """Whether a multiple of ``config.<what>_every_<unit>`` has gone by since last asked."""
+        every = getattr(self.config, f"{what}_every_{self._unit}")
+        before, self._asked[what] = self._asked.get(what, 0), self._count
+        return bool(self._count // every > before // every)
+
+    def show(self, note: Callable[[], str]) -> None:
+        """How far it is, on the terminal."""
+        assert self._progress is not None
+        self._progress.update(self._count, self.at.recent, note)
+
+    def write(self, values: dict[str, float]) -> None:
+        """Record metrics."""
+        assert self._writer is not None
+        if not self.directory.is_dir():
+            raise FileNotFoundError(
+                f"training: run_dir must stay while it is trained in, got none at {self.directory}"
+            )
+        self._writer.write(self.at.step, values)
+
+    def checkpoint(
+        self,
+        tensors: dict[str, Tensor],
+        card: dict[str, Any],
+        save_replay: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Write everything to continue from.
+
+        Args:
+            tensors: All state that is tensors.
+            card: All other state, as plain JSON types.
+            save_replay: Writes the replay's snapshot, which the checkpoint then names.
+        """
+        directory = self._checkpoints.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        snapshot = None
+        if save_replay is not None:
+            snapshot = f"replay_{self.at.step:012d}.bin"
+            save_replay(directory / snapshot)  # before the description that names it
+        state = {"engine": ENGINE, "counters": self.at.state(), "replay": snapshot, **card}
+        self._checkpoints.write(self.at.step, tensors, state)
+        for stale in sorted(directory.glob("replay_*.bin"))[: -2 if snapshot else None]:
+            stale.unlink()
+        self.at.lap("checkpoint")
+
+    def keep_diverged(self, name: str, loss: float, batch: dict[str, Tensor]) -> str:
+        """Save the batch of a loss that is not finite; says what happened and where it is."""
+        path = write_checkpoint(
+            self.directory / name, batch, {"step": self.at.step, "loss": str(loss)}
+        )
+        return (
+            f"training: loss must be finite, got {loss} at step {self.at.step}; "
+            f"the batch is in {path}"
+        )
+
+    def refuse_divergence(self, loss: float, batch: Callable[[], dict[str, Tensor]]) -> None:
+        """Stop on a loss that is not finite, with its batch saved for the post-mortem.
+
+        Args:
+            loss: Looking at a GPU's is waiting for it: there, only at records.
+            batch: Of the loss; called if it is to be saved.
+
+        Raises:
+            TrainingDiverged: If ``loss`` is infinite or NaN.
+        """
+        if not math.isfinite(loss):
+            raise TrainingDiverged(self.keep_diverged("diverged", loss, batch()))
+
+
+def say(text: str) -> None:
+    """Say something on the terminal, apart from results."""
+    print(text, file=sys.stderr)
+
+
+def _claim(directory: Path) -> int:
+    """Lock a directory for this run; the lock ends with the process, however it ends."""
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(number)
+        raise ValueError(
+            f"open_run: run_dir must belong to one process at a time, got {directory}, in which "
+            "another is training"
+        ) from error
+    return number
+
+
+def unused(path: Path) -> Path:
+    """``path`` with the first number behind it that nothing has."""
+    number = 1
+    while (free := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return free

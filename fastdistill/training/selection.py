@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""Which network of a training is kept: the one rule for teachers and students.
+
+Training returns come from a policy that moved meanwhile, and a loss says little of a game: only
+full games choose. A network that seems the best was often only lucky in a few of them, and would
+then keep better ones out. So it must win again, in twice as many other games, and these are its
+score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdistill import streams
+from fastdistill.envs import LaneEnv, Policy
+from fastdistill.evaluation import evaluate_env
+from fastdistill.losses import distill_kl
+from fastdistill.teachers import Teacher
+
+# Every so many steps of a scored game the teacher is asked about the states, too.
+PROBE_EVERY_STEPS = 8
+
+# (episodes, seed) -> mean return of full games; none of them is one of an evaluation's.
+Play = Callable[[int, int], float]
+
+
+class Best:
+    """The best score of a network so far.
+
+    Attributes:
+        score: Mean return of the games that the best one won by; None before the first.
+        episodes: How many they were.
+    """
+
+    def __init__(self) -> None:
+        self.score: float | None = None
+        self.episodes = 0
+
+    def wins(self, play: Play, *, episodes: int, seed: int) -> bool:
+        """Whether a network plays better than every one before; ties go to the later one.
+
+        Args:
+            play: Plays with it; called once, and once more if it wins.
+            episodes: Of the first round; the second has twice as many.
+            seed: Of the run.
+        """
+        mean = 0.0
+        for game_round in (1, 2):
+            mean = play(game_round * episodes, game_round * streams.SCORING + seed)
+            if self.score is not None and mean < self.score:
+                return False
+        self.score, self.episodes = mean, 2 * episodes
+        return True
+
+    def state(self) -> list[float | int | None]:
+        """To continue from, as plain JSON types."""
+        return [self.score, self.episodes]
+
+    def restore(self, state: list[Any]) -> None:
+        """The reverse of ``state``."""
+        self.score, self.episodes = state
+
+
+class Probe:
+    """A student at play, and a teacher that is asked about the states it visits.
+
+    Agreement and KL are measured there, where the student will have to act. The KL is that of the
+    sharpened teacher to the student, whatever the student learned by.
+    """
+
+    def __init__(self, student: Policy, teacher: Teacher, temperature: float) -> None:
+        self._student = student
+        self._teacher = teacher
+        self._temperature = temperature
+        self._steps = 0
+        self._agreements: list[float] = []
+        self._divergences: list[float] = []
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """The student's values."""
+        logits = self._student(obs)
+        if self._steps % PROBE_EVERY_STEPS == 0:
+            labels = self._teacher.values(obs)
+            same = logits.argmax(1) == labels.argmax(1)
+            self._agreements.append(float(same.float().mean()))
+            kl = distill_kl(logits, labels, temperature=self._temperature)
+            self._divergences.append(float(kl))
+        self._steps += 1
+        return logits
+
+    @property
+    def agreement(self) -> float:
+        """Share of states where its greedy action is the teacher's."""
+        return float(np.mean(self._agreements))
+
+    @property
+    def kl(self) -> float:
+        """Mean KL of the sharpened teacher to it, nats."""
+        return float(np.mean(self._divergences))
+
+
+def mean_return(
+    policy: Policy,
+    env: LaneEnv,
+    device: torch.device,
+    *,
+    episodes: int,
+    seed: int,
+    epsilon: float | None = None,
+) -> float:
+    """Of full games in an environment made with ``training=False``."""
+    return evaluate_env(
+        policy, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
+    ).mean
