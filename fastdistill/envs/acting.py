@@ -40,5 +40,6 @@ def epsilon_greedy(
     greedy: NDArray[np.int64], epsilon: float, num_actions: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Replace each greedy action by a random one with probability ``epsilon``."""
-    explore = rng.random(len(greedy)) < epsilon
-    return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
+    random = rng.integers(num_actions, size=len(greedy))
+    explores = rng.random(len(greedy)) < epsilon
+    return np.where(explores, random, greedy)

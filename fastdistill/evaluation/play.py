@@ -20,6 +20,7 @@ from fastdistill.envs import (
     LaneEnv,
     Policy,
     engine_versions,
+    epsilon_greedy,
     make_env,
     policy_values,
 )
@@ -193,6 +194,4 @@ class EpsilonGreedy:
                 f"got {list(values.shape)}"
             )
         greedy: NDArray[np.int64] = values.argmax(dim=1).cpu().numpy()
-        random = self._rng.integers(self._num_actions, size=len(obs))
-        explores = self._rng.random(len(obs)) < self._epsilon
-        return np.where(explores, random, greedy)
+        return epsilon_greedy(greedy, self._epsilon, self._num_actions, self._rng)
