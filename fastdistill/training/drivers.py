@@ -36,14 +36,32 @@ class Drivers:
     ) -> None:
         self.lanes = np.full(num_lanes, TEACHER, np.int64)
         self.students_ready = False
+        self._owed = 0.0
         self._teacher = teacher
         self._students = students
         self._bfloat16 = bfloat16
 
     def draw(self, share: float, rng: np.random.Generator) -> None:
-        """Draw new drivers: a student with probability ``share``, any of them alike."""
-        drawn = rng.integers(len(self._students), size=len(self.lanes))
-        self.lanes = np.where(rng.random(len(self.lanes)) < share, drawn, TEACHER)
+        """Draw new drivers: students for ``share`` of the lanes, all of them alike.
+
+        The share is exact: what a whole number of lanes lacks is made up in later draws. Which
+        lanes they are, and whose turn is first, is drawn.
+        """
+        wanted = share * len(self.lanes) + self._owed
+        count = int(wanted)
+        self._owed = wanted - count
+        turns = rng.integers(len(self._students)) + np.arange(count)
+        self.lanes = np.full(len(self.lanes), TEACHER, np.int64)
+        self.lanes[rng.permutation(len(self.lanes))[:count]] = turns % len(self._students)
+
+    def state(self) -> dict[str, Any]:
+        """To continue from, as plain JSON types."""
+        return {"lanes": self.lanes.tolist(), "owed": self._owed}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The reverse of ``state``."""
+        self.lanes = np.array(state["lanes"], np.int64)
+        self._owed = state["owed"]
 
     def __call__(self, obs: NDArray[Any]) -> Choice:
         """Greedy actions of whoever drives; ``teacher_logits``, the teacher's view of all lanes."""

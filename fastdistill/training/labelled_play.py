@@ -104,12 +104,14 @@ class LabelledPlay:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything to continue from but the replay: tensors, and plain JSON types."""
         lanes, collector = self._collector.state()
-        drivers = torch.from_numpy(self._drivers.lanes)
-        card = {"collector": collector, "temperature": self.task.temperature}
-        return {**under("env", lanes), "drivers": drivers}, card
+        return under("env", lanes), {
+            "collector": collector,
+            "drivers": self._drivers.state(),
+            "temperature": self.task.temperature,
+        }
 
     def restore(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         """The reverse of ``state``."""
         self._collector.restore(select(tensors, "env"), card["collector"])
-        self._drivers.lanes = tensors["drivers"].numpy()
+        self._drivers.restore(card["drivers"])
         self.task.temperature = card["temperature"]
