@@ -19,7 +19,7 @@ from typing import Any
 import machine
 import numpy as np
 
-from fastdistill.evaluation.statistics import bootstrap_interval
+from fastdistill.evaluation.statistics import seeds_percent, seeds_score
 from fastdistill.recipes.distill import DistillConfig, train
 from fastdistill.training.metrics import read_jsonl
 
@@ -75,12 +75,6 @@ def groups_of(table: dict[str, Any]) -> list[dict[str, Any]]:
     out = []
     for (loss, size), students in rows.items():
         returns = [student["returns"] for student in students]
-        pooled = sum(len(one) for one in returns)
-
-        def share(scores: np.ndarray, pooled: int = pooled) -> np.ndarray:
-            above = scores[:, pooled:].mean(axis=1) - random
-            return 100 * (scores[:, :pooled].mean(axis=1) - random) / above
-
         means = [float(np.mean(one)) for one in returns]
         out.append(
             {
@@ -89,8 +83,8 @@ def groups_of(table: dict[str, Any]) -> list[dict[str, Any]]:
                 "seeds": len(students),
                 "parameters": students[0]["parameters"],
                 "flops": students[0]["flops"],
-                "mean": bootstrap_interval(returns),
-                "share": bootstrap_interval([*returns, teacher], share),
+                "mean": seeds_score(returns),
+                "share": seeds_percent(returns, teacher, random),
                 "seed_means": sorted(means),
                 "agreement": float(np.mean([student["agreement"] for student in students])),
                 "kl": float(np.mean([student["kl"] for student in students])),
@@ -156,9 +150,8 @@ def _about_seeds(seeds: int) -> str:
     if seeds == 1:
         return " of the one seed: how much seeds differ was not measured"
     return (
-        f", resampled within each seed; the seeds' means stand beside them, for {seeds} seeds are "
-        "too few to resample. Seeds differ in their first weights; they share the stream of play "
-        "and the batches"
+        f" and seeds, both resampled; {seeds} seeds are few, so their means stand beside them. "
+        "Seeds differ in their first weights; they share the stream of play and the batches"
     )
 
 

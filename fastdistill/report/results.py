@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdistill.evaluation.statistics import Interval, summarize
+from fastdistill.evaluation.statistics import (
+    Interval,
+    seeds_percent,
+    seeds_score,
+    summarize,
+)
 from fastdistill.training.metrics import read_jsonl
 
 CURVES = ("score", "loss", "agreement", "kl")
@@ -190,10 +195,10 @@ def _player(
             score = summarize(returns[0]).mean
         percent = _interval(entries[0].get("percent_of_teacher"))
     else:
-        score = _seeds_score(returns) if complete else None
+        score = seeds_score(returns) if complete else None
         percent = None
         if complete and teacher is not None and teacher.episodes and random_score is not None:
-            percent = _seeds_percent(returns, teacher, random_score)
+            percent = seeds_percent(returns, teacher.episodes, random_score)
     latencies = [_mapping(entry.get("latency_seconds")) for entry in entries]
     return Player(
         label=label,
@@ -218,50 +223,6 @@ def _player(
             if (curve := _curve(records, [f"students/{name}/{measure}" for name in names]))
         },
     )
-
-
-def resampled_means(
-    returns: Sequence[Sequence[float]], *, resamples: int = 10_000
-) -> NDArray[np.float64]:
-    """Bootstrap means over seeds, ``[resamples]``: seeds are resampled, then their episodes.
-
-    Args:
-        returns: Scores of each seed's episodes; seeds weigh the same however many they have.
-        resamples: Number of resamples.
-    """
-    rng = np.random.default_rng(0)
-    chosen = rng.integers(len(returns), size=(resamples, len(returns)))
-    means = np.empty(chosen.shape)
-    for seed, scores in enumerate(returns):
-        places = chosen == seed
-        drawn = rng.integers(len(scores), size=(int(places.sum()), len(scores)))
-        means[places] = np.asarray(scores, np.float64)[drawn].mean(axis=1)
-    return np.asarray(means.mean(axis=1))
-
-
-def _seeds_score(returns: Sequence[Sequence[float]]) -> Interval:
-    low, high = np.quantile(resampled_means(returns), [0.025, 0.975])
-    return Interval(_mean_over_seeds(returns), float(low), float(high))
-
-
-def _seeds_percent(
-    returns: Sequence[Sequence[float]], teacher: Player, random_score: float
-) -> Interval | None:
-    scores = np.asarray(teacher.episodes)
-    level = scores.mean() - random_score
-    # The teacher's score is an estimate too.
-    means = resampled_means(returns)
-    drawn = np.random.default_rng(1).integers(len(scores), size=(len(means), len(scores)))
-    levels = scores[drawn].mean(axis=1) - random_score
-    if level == 0 or not levels.all():
-        return None
-    low, high = np.quantile(100 * (means - random_score) / levels, [0.025, 0.975])
-    value = 100 * (_mean_over_seeds(returns) - random_score) / level
-    return Interval(float(value), float(low), float(high))
-
-
-def _mean_over_seeds(returns: Sequence[Sequence[float]]) -> float:
-    return float(np.mean([np.mean(one) for one in returns]))
 
 
 def _curve(records: list[dict[str, Any]], keys: list[str]) -> Curve | None:

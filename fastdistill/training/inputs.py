@@ -19,34 +19,6 @@ from fastdistill.envs import EnvSpec, LaneEnv
 STATISTICS_BATCHES, STATISTICS_ROWS = 16, 256
 
 
-def random_play_statistics(
-    env: LaneEnv, *, num_steps: int = 500, seed: int | Sequence[int] = 0
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the frames that random play shows.
-
-    Args:
-        env: Left wherever the random play ends: reset it before use.
-        num_steps: Vector steps to take.
-        seed: Of the reset and of the actions.
-
-    Returns:
-        Two float32 ``[*frame_shape]`` tensors in the frames' own unit.
-    """
-    rng = np.random.default_rng(seed)
-    env.reset(seed)
-    total = np.zeros(env.spec.frame_shape, np.float64)
-    squares = np.zeros(env.spec.frame_shape, np.float64)
-    for _ in range(num_steps):
-        action = rng.integers(env.spec.num_actions, size=env.num_lanes)
-        frame = env.step(action).frame.astype(np.float64)
-        total += frame.sum(axis=0)
-        squares += (frame * frame).sum(axis=0)
-    count = num_steps * env.num_lanes
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean * mean, 0.0))
-    return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))
-
-
 class InputStatistics:
     """Mean and standard deviation of observations, batch by batch."""
 
@@ -70,3 +42,25 @@ class InputStatistics:
         mean = self._total / self._count
         std = (self._squares / self._count - mean * mean).clamp_min(0).sqrt()
         return mean.float(), std.float()
+
+
+def random_play_statistics(
+    env: LaneEnv, *, num_steps: int = 500, seed: int | Sequence[int] = 0
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the frames that random play shows.
+
+    Args:
+        env: Left wherever the random play ends: reset it before use.
+        num_steps: Vector steps to take.
+        seed: Of the reset and of the actions.
+
+    Returns:
+        Two float32 tensors, see ``InputStatistics.mean_and_std``.
+    """
+    rng = np.random.default_rng(seed)
+    statistics = InputStatistics(env.spec)
+    env.reset(seed)
+    for _ in range(num_steps):
+        statistics.add(torch.from_numpy(env.obs))
+        env.step(rng.integers(env.spec.num_actions, size=env.num_lanes))
+    return statistics.mean_and_std()

@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from run_directories import RANDOM_SCORE, made_up_run, player, write_evaluation
 
+from fastdistill.evaluation.statistics import resampled_means
 from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.networks.checkpoint import save_network
 from fastdistill.report import write_report
 from fastdistill.report.figures import DASHES, line_styles
-from fastdistill.report.results import headline_student, read_results, resampled_means
+from fastdistill.report.results import headline_student, read_results
 from fastdistill.report.words import duration, headline, number, percent
 
 
