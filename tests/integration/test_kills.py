@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""Runs killed with -9 at random moments, again and again, end with the weights of a whole one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdistill.networks import Architecture, QNetwork, save_network
+from fastdistill.networks.checkpoint import read_checkpoint
+
+COMMON = {"device": "cpu", "score-episodes": 2, "evaluation-episodes": 2, "num-lanes": 4}
+RECIPES = {
+    "distill": (
+        ["distill", "--teacher={teacher}"],
+        {
+            "total-updates": 3_000, "learning-starts-steps": 200, "batch-size": 16,
+            "replay-capacity": 2_000, "checkpoint-every-updates": 100, "log-every-updates": 20,
+            "score-every-updates": 700, "driver": "mixture", "loss": "kl,mse",
+        },
+    ),
+    "dqn": (
+        ["teacher", "dqn", "--game=CartPole-v1"],
+        {
+            "total-steps": 6_000, "learning-starts-steps": 200, "batch-size": 16,
+            "samples-per-step": 8, "replay-capacity": 1_000, "epsilon-steps": 1_000,
+            "checkpoint-every-steps": 300, "log-every-steps": 100,
+        },
+    ),
+    "pqn": (
+        ["teacher", "pqn", "--game=CartPole-v1"],
+        {
+            "total-steps": 20_480, "rollout-steps": 16, "batch-size": 32, "spread-steps": 20,
+            "checkpoint-every-steps": 1_024, "log-every-steps": 256,
+        },
+    ),
+}  # fmt: skip
+
+
+def command(recipe: str, run_dir: Path, teacher: Path) -> list[str]:
+    words, options = RECIPES[recipe]
+    flags = [f"--{key}={value}" for key, value in {**COMMON, **options}.items()]
+    words = [word.format(teacher=teacher) for word in words]
+    return [
+        sys.executable, "-m", "fastdistill", *words, *flags, "--no-tensorboard", "--no-bfloat16",
+        f"--run-dir={run_dir}",
+    ]  # fmt: skip
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def tensors_of(run_dir: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in (*sorted((run_dir / "students").glob("*.json")), run_dir / "teacher.json"):
+        if path.exists():
+            found |= {f"{path.name} {k}": v for k, v in read_checkpoint(path)[0].items()}
+    return found
+
+
+def leftovers(run_dir: Path) -> list[str]:
+    """Files that no description names, and temporary ones."""
+    return sorted(
+        str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.name.endswith(".tmp")
+    )
+
+
+def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None:
+    teacher = save_network(
+        folder / "teacher", QNetwork(Architecture((4,), (2,), hidden=(8,))),
+        {"game": "CartPole-v1", "kind": "q_values"},
+    )  # fmt: skip
+    begun = time.monotonic()
+    whole = start(command(recipe, folder / "whole", teacher))
+    assert whole.wait() == 0, whole.stderr.read()
+    seconds = time.monotonic() - begun
+    expected = tensors_of(folder / "whole")
+    assert expected
+    moments = random.Random(seed)
+    run_dir = folder / "killed"
+    words = command(recipe, run_dir, teacher)
+    done = 0
+    while done < kills:
+        resume = ["--resume"] if (run_dir / "config.json").exists() else []
+        process = start([*words, *resume])
+        try:
+            # From the first import to shortly before the end of a whole run.
+            status = process.wait(timeout=moments.uniform(0.3, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            done += 1
+            continue
+        assert status == 0, process.stderr.read()
+        assert tensors_of(run_dir).keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, tensors_of(run_dir)[name]), name
+        assert leftovers(run_dir) == []
+        run_dir = folder / f"killed{done}"
+        words = command(recipe, run_dir, teacher)
+    process = start([*words, *(["--resume"] if (run_dir / "config.json").exists() else [])])
+    assert process.wait() == 0, process.stderr.read()
+    got = tensors_of(run_dir)
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name]), name
+    assert leftovers(run_dir) == []
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_killed_twice_and_resumed_equals_never_killed(tmp_path, recipe):
+    killed_and_resumed(recipe, tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_killed_many_times_and_resumed_equals_never_killed(tmp_path, recipe):
+    kills = int(os.environ.get("FASTDISTILL_KILLS", "20"))
+    killed_and_resumed(recipe, tmp_path, kills=kills, seed=1)
