@@ -294,32 +294,23 @@ class Distillation:
 
     def checkpoint(self, *, done: bool) -> None:
         """Write everything to continue from; a finished run needs no replay any more."""
-        directory = self.checkpoints.directory
-        directory.mkdir(parents=True, exist_ok=True)
-        snapshot = None
-        if not done:
-            snapshot = f"replay_{self.at.step:012d}.bin"
-            self.replay.save(directory / snapshot)  # before the description that names it
         tensors = {**env_tensors(self.env.state()), "drivers": torch.from_numpy(self.drivers)}
         for student in self.students:
             tensors |= student.tensors()
         card = {
             **self.at.card(),
-            "replay": snapshot,
             "temperature": self.temperature,
             "best_scores": {student.name: student.best_score for student in self.students},
             "loss_sums": {
                 student.name: [student.loss_sum, student.loss_count] for student in self.students
             },
         }
-        self.checkpoints.write(self.at.step, tensors, card)
-        for stale in sorted(directory.glob("replay_*.bin"))[: None if done else -2]:
-            stale.unlink()
+        self.checkpoints.write(self.at.step, tensors, card, None if done else self.replay.save)
         self.at.lap("checkpoint")
 
     def restore(self) -> None:
         """Continue from the newest checkpoint; a run that has none begins again."""
-        loaded = self.checkpoints.latest()
+        loaded = self.checkpoints.latest(self.replay.load)
         if loaded is None:
             self.env.reset((self.config.seed, TRAINING_STREAM))
             return
@@ -331,8 +322,6 @@ class Distillation:
             student.loss_sum, student.loss_count = card["loss_sums"][student.name]
         self.temperature = card["temperature"]
         self.at.restore(card)
-        if card["replay"] is not None:
-            self.replay.load(self.checkpoints.directory / card["replay"])
 
     def evaluate(self, scoring_env: Callable[[], LaneEnv]) -> dict[str, Any]:
         """Teacher and students over fresh episodes; writes and returns ``evaluation.json``."""

@@ -188,7 +188,7 @@ def train(config: DqnConfig, *, resume: bool = False) -> TeacherResult:
     at = TrainingState(config.seed)
     checkpoints = TrainingCheckpoints(config.run_dir / "checkpoints")
 
-    loaded = checkpoints.latest() if resume else None
+    loaded = checkpoints.latest(replay.load) if resume else None
     if loaded is None:
         mean, std = observation_statistics(env, seed=(config.seed, STATISTICS_STREAM))
         network.set_obs_statistics(torch.from_numpy(mean), torch.from_numpy(std))
@@ -200,7 +200,6 @@ def train(config: DqnConfig, *, resume: bool = False) -> TeacherResult:
         restore_network(learner.target, tensors, "target")
         restore_optimizer(learner.optimizer, tensors)
         restore_env(env, tensors)
-        replay.load(checkpoints.directory / card["replay"])
         at.restore(card)
 
     writer = RunWriter(
@@ -372,10 +371,6 @@ def _checkpoint(
     replay: PrioritizedReplay,
     at: TrainingState,
 ) -> None:
-    directory = checkpoints.directory
-    directory.mkdir(parents=True, exist_ok=True)
-    snapshot = directory / f"replay_{at.step:012d}.bin"
-    replay.save(snapshot)  # first: a description must never name a snapshot that is not there
     checkpoints.write(
         at.step,
         {
@@ -384,10 +379,9 @@ def _checkpoint(
             **optimizer_tensors(learner.optimizer),
             **env_tensors(env.state()),
         },
-        {**at.card(), "replay": snapshot.name},
+        at.card(),
+        replay.save,
     )
-    for stale in sorted(directory.glob("replay_*.bin"))[:-2]:
-        stale.unlink()
 
 
 def _tensors(batch: ReplayBatch) -> dict[str, Tensor]:

@@ -7,8 +7,6 @@ states that the student itself visits, where it will have to act.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +23,7 @@ from fastdistill.evaluation.cost import latency_seconds, multiply_adds, num_para
 from fastdistill.evaluation.statistics import HUMAN_SCORES, Interval, bootstrap_interval, summarize
 from fastdistill.losses import distill_kl, distill_loss_and_grad
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
-from fastdistill.networks.checkpoint import load_network, read_checkpoint, save_network
+from fastdistill.networks.checkpoint import copy_checkpoint, load_network, save_network
 from fastdistill.recipes.common import (
     network_tensors,
     optimizer_tensors,
@@ -284,15 +282,7 @@ def save_student(run_dir: Path, student: Student, env: LaneEnv, card: dict[str, 
 
 def publish_student(run_dir: Path, student: Student) -> Path:
     """Copy a student to ``run_dir/student.json`` and ``student.safetensors``, plain names."""
-    path = run_dir / "students" / f"{student.name}.json"
-    read_checkpoint(path)  # a damaged file is not passed on
-    card = json.loads(path.read_text())
-    weights = run_dir / "student.safetensors"
-    shutil.copyfile(path.with_name(card["weights"]["file"]), weights)
-    card["weights"]["file"] = weights.name
-    published = run_dir / "student.json"
-    published.write_text(json.dumps(card, indent=2) + "\n")
-    return published
+    return copy_checkpoint(run_dir / "students" / f"{student.name}.json", run_dir / "student")
 
 
 def judge(
