@@ -35,7 +35,7 @@ from fastdistill.recipes.common import (
 )
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.distillation import Distillation
-from fastdistill.teachers import Teacher, load_teacher
+from fastdistill.teachers import Teacher, load_teacher, recorded_game
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def train(
         config = open_run(config.run_dir, "distill", config, resume=True)
     device = pick_device(config.device)
     teacher = teacher or load_teacher(config.teacher, config.game, device=device)
-    game = config.game or teacher.card.get("game")
+    game = config.game or recorded_game(teacher.card)
     if not game:
         raise ValueError("distill: game must be given, the teacher does not name one")
     keep_freed_memory()

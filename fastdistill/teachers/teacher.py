@@ -81,7 +81,7 @@ def load_teacher(
 
     Raises:
         ValueError: In words, where observations, actions or outputs do not fit ``env``; or a
-            damaged checkpoint.
+            damaged checkpoint, or one whose game would import a module.
         TypeError: ``source`` is none of the above, or the module returns something else.
 
     Example:
@@ -101,7 +101,7 @@ def load_teacher(
         )
     module = module.to(device).eval().requires_grad_(False)
     teacher = Teacher(module, card, torch.device(device))
-    target = env if env is not None else card.get("game")
+    target = env if env is not None else recorded_game(card)
     if isinstance(target, str):
         with closing(make_env(target, 1)) as lanes:
             teacher.check(lanes)
@@ -121,6 +121,22 @@ def checkpoint_path(source: str | Path) -> Path:
             )
         return path
     return Path(source)
+
+
+def recorded_game(record: dict[str, Any]) -> str | None:
+    """The game that a card, or another file, names; None where it names none.
+
+    Raises:
+        ValueError: It is of the form ``module:id``, for which gymnasium imports ``module``: what
+            is run is for the caller to say, not for a file.
+    """
+    game: str | None = record.get("game")
+    if game is not None and ":" in game:
+        raise ValueError(
+            f"load_teacher: game of a file must not name a module to import, got {game!r}; whoever "
+            f"trusts that module names the game: load_teacher(..., {game!r}), --game {game}"
+        )
+    return game
 
 
 def zoo_names() -> list[str]:
