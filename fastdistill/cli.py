@@ -25,7 +25,7 @@ from fastdistill.recipes import dqn as dqn_recipe
 from fastdistill.recipes import pqn as pqn_recipe
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
-from fastdistill.teachers import checkpoint_path, load_teacher
+from fastdistill.teachers import checkpoint_path, load_teacher, recorded_game
 from fastdistill.training.run import TrainingDiverged
 from fastdistill.training.stop import STOPPED_STATUS, StopRequest
 
@@ -57,7 +57,7 @@ def evaluate(
         gif: Also record one episode there.
         out: Also write the record there, as JSON.
     """
-    name = game or read_card(checkpoint_path(checkpoint)).get("game")
+    name = game or recorded_game(read_card(checkpoint_path(checkpoint)))
     if not name:
         raise ValueError("evaluate: game must be given, the checkpoint does not name one")
     env = make_env(name, max(1, min(lanes, episodes)), preset=preset, training=False)

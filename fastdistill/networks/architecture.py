@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fastdistill._files import is_int, shown
+
 # Kernel size and stride of each convolution; Mnih et al. 2015.
 CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
+
+# Far beyond any network of this kind. A file that asks for more wants time and memory, not a
+# network: sizes within these can be multiplied and built without weights in milliseconds.
+MAX_SIZE, MAX_LAYERS, MAX_HEADS = 65_536, 32, 256
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,9 @@ class Architecture:
             networks have 128.
         dueling: Heads return value + advantage - mean advantage (Wang et al. 2016).
         layer_norm: Layer normalisation after every hidden layer (PQN, Gallici et al. 2024).
+
+    Every size is at most ``MAX_SIZE``; there are at most ``MAX_LAYERS`` hidden layers and
+    ``MAX_HEADS`` heads.
     """
 
     obs_shape: tuple[int, ...]
@@ -38,19 +47,35 @@ class Architecture:
         if len(self.obs_shape) not in (1, 3) or min(self.obs_shape) < 1:
             raise ValueError(
                 "Architecture: obs_shape must be (planes, height, width) or (features,), "
-                f"got {self.obs_shape}"
+                f"got {shown(self.obs_shape)}"
             )
         if not self.num_actions or min(self.num_actions) < 1:
             raise ValueError(
                 "Architecture: num_actions must name at least one action per head, "
-                f"got {self.num_actions}"
+                f"got {shown(self.num_actions)}"
             )
         if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"Architecture: hidden must be positive sizes, got {self.hidden}")
+            raise ValueError(
+                f"Architecture: hidden must be positive sizes, got {shown(self.hidden)}"
+            )
         if len(self.channels) != len(CONVOLUTIONS) or min(self.channels) < 1:
             raise ValueError(
-                f"Architecture: channels must be three positive sizes, got {self.channels}"
+                f"Architecture: channels must be three positive sizes, got {shown(self.channels)}"
             )
+        if self.head_hidden < 0:
+            raise ValueError(f"Architecture: head_hidden must be 0 or more, got {self.head_hidden}")
+        for name, most in (("hidden", MAX_LAYERS), ("num_actions", MAX_HEADS)):
+            if len(getattr(self, name)) > most:
+                raise ValueError(
+                    f"Architecture: {name} must have at most {most} entries, "
+                    f"got {len(getattr(self, name))}"
+                )
+        for name in (*_TUPLES, "head_hidden"):
+            value = getattr(self, name)
+            if max(value if isinstance(value, tuple) else (value,)) > MAX_SIZE:
+                raise ValueError(
+                    f"Architecture: {name} must be at most {MAX_SIZE}, got {shown(value)}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The description as plain JSON types."""
@@ -66,15 +91,32 @@ class Architecture:
         Raises:
             ValueError: Naming a field that is unknown, missing or of a wrong kind.
         """
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in description.items()
-        }
+        if not isinstance(description, dict):
+            raise ValueError(
+                f"Architecture.from_json: description must be an object, got {shown(description)}"
+            )
+        fields: dict[str, Any] = {}
+        for name, value in description.items():
+            if name in _TUPLES:
+                wanted = "a list of integers"
+                fits = isinstance(value, list) and all(is_int(size) for size in value)
+            elif name == "head_hidden":
+                wanted, fits = "an integer", is_int(value)
+            else:
+                wanted, fits = "true or false", isinstance(value, bool)
+            if name in cls.__dataclass_fields__ and not fits:
+                raise ValueError(
+                    f"Architecture.from_json: {name} must be {wanted}, got {shown(value)}"
+                )
+            fields[name] = tuple(value) if isinstance(value, list) else value
         try:
             return cls(**fields)
         except TypeError as error:
-            raise ValueError(f"Architecture.from_json: {error}") from error
+            raise ValueError(f"Architecture.from_json: {shown(str(error))}") from error
 
+
+# The fields that are tuples of sizes.
+_TUPLES = ("obs_shape", "num_actions", "channels", "hidden")
 
 # The one table of sizes: share of the teacher's parameters -> filters and units for images (the
 # paper's), and units for vectors (shares of two layers of 128).

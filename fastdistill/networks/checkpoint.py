@@ -3,16 +3,22 @@
 
 The description is the commit point. Weights are written under a name that contains their hash,
 then the description replaces its predecessor atomically, then the old weights go: a process killed
-at any moment leaves the old checkpoint or the new one. Damage is refused. No pickle anywhere.
+at any moment leaves the old checkpoint or the new one. No pickle anywhere.
+
+Nothing in a file is believed. A description has a digest of its own content (files from before
+that have none still load), limits, and types that are checked; sizes and hashes of the weights are
+compared before anything reads them, and shapes with the architecture before memory is taken.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import platform
+import re
+from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +26,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastdistill._files import is_int, parse_json, read_bytes, shown, write_atomically
 from fastdistill.networks.architecture import Architecture
 from fastdistill.networks.qnetwork import QNetwork, num_parameters
 
 FORMAT = "fastdistill-checkpoint-1"
+
+# What a network's outputs are; a description without a kind means the first.
+KINDS = ("q_values", "logits", "log_probs")
+
+# Larger files are refused: a description of 4 MiB holds 200,000 scores, and no network here comes
+# near 8 GiB.
+MAX_CARD_BYTES, MAX_WEIGHTS_BYTES = 4 << 20, 8 << 30
+
+# What the writer adds to a card, and alone may.
+_OWN_FIELDS = ("format", "weights", "card_sha256")
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class CheckpointError(ValueError):
@@ -43,25 +62,67 @@ def write_checkpoint(path: str | Path, tensors: dict[str, Tensor], card: dict[st
     """
     path = Path(path)
     path = path if path.suffix == ".json" else path.with_name(path.name + ".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not save_file: the bytes are hashed before they are on disk. Clones, because safetensors
     # refuses tensors that share memory.
-    payload = _safetensors().save(
+    payload = _safetensors().torch.save(
         {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     )
-    digest = hashlib.sha256(payload).hexdigest()
-    weights = path.with_name(f"{path.stem}-{digest[:12]}.safetensors")
-    _write_atomically(weights, payload)
-    description = {
-        "format": FORMAT,
-        **card,
-        "weights": {"file": weights.name, "bytes": len(payload), "sha256": digest},
-    }
-    _write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
-    for stale in path.parent.glob(f"{path.stem}-{'[0-9a-f]' * 12}.safetensors"):
-        if stale != weights:
-            stale.unlink()
+    weights = f"{path.stem}-{hashlib.sha256(payload).hexdigest()[:12]}.safetensors"
+    _write(path, weights, payload, card)
+    stem = escape(path.stem)
+    stale = [
+        *path.parent.glob(f"{stem}-{'[0-9a-f]' * 12}.safetensors"),
+        *path.parent.glob(f".{stem}.json.*.tmp"),  # these two of killed processes
+        *path.parent.glob(f".{stem}-*.safetensors.*.tmp"),
+    ]
+    for file in stale:
+        if file.name != weights:
+            file.unlink(missing_ok=True)
     return path
+
+
+def copy_checkpoint(source: str | Path, path: str | Path) -> Path:
+    """Copy a checkpoint, if it is whole, to ``NAME.json`` and ``NAME.safetensors``: plain names.
+
+    Raises:
+        CheckpointError: ``source`` is damaged; nothing was written.
+    """
+    payload, card = _read_payload(_description_path(Path(source)))
+    path = Path(path).with_suffix(".json")
+    _write(path, f"{path.stem}.safetensors", payload, card)
+    return path
+
+
+def _write(path: Path, weights: str, payload: bytes, card: dict[str, Any]) -> None:
+    entry = {
+        "file": weights,
+        "bytes": len(payload),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    described = {name: value for name, value in card.items() if name not in _OWN_FIELDS}
+    described = {"format": FORMAT, **described, "weights": entry}
+    # What could not be read again is refused now. Read back before the digest is taken, because
+    # JSON makes lists of tuples and strings of a dictionary's numbers.
+    try:
+        described = parse_json(json.dumps(described, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"write_checkpoint: card of {path} must be plain JSON, got {error}"
+        ) from error
+    try:
+        _check_card(described)
+    except ValueError as error:
+        raise ValueError(f"write_checkpoint: {path}: {error}") from error
+    described["card_sha256"] = _card_digest(described)
+    description = (json.dumps(described, indent=2) + "\n").encode()
+    for size, limit in ((len(description), MAX_CARD_BYTES), (len(payload), MAX_WEIGHTS_BYTES)):
+        if size > limit:
+            raise ValueError(
+                f"write_checkpoint: files of {path} must have at most {limit} bytes, got {size}"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path.with_name(weights), payload, function="write_checkpoint")
+    write_atomically(path, description, function="write_checkpoint")
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -75,43 +136,138 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         Tensors on the CPU and the description.
 
     Raises:
-        CheckpointError: With what is wrong: no such file, another format, a weights file that is
-            missing, short or of another hash.
+        CheckpointError: With the file and what is wrong with it or with its weights.
     """
     path = _description_path(Path(path))
+    payload, card = _read_payload(path)
+    library = _safetensors()
+    try:
+        tensors: dict[str, Tensor] = library.torch.load(payload)
+    except (
+        library.SafetensorError,
+        AssertionError,  # these are the library's own for bad dtypes and shapes
+        KeyError,
+        OverflowError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        weights = path.with_name(card["weights"]["file"])
+        raise CheckpointError(
+            f"read_checkpoint: weights of {path.name}: {weights} must be safetensors, "
+            f"got {type(error).__name__}: {shown(str(error))}"
+        ) from error
+    return tensors, card
+
+
+def _read_payload(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the weights, of the described size and hash, and the description."""
     card = read_card(path)
-    entry = card.get("weights")
-    if not isinstance(entry, dict) or not {"file", "bytes", "sha256"} <= set(entry):
-        raise CheckpointError(
-            f"read_checkpoint: {path} must describe its weights file, got {entry}"
-        )
-    weights = path.with_name(Path(str(entry["file"])).name)
-    if not weights.is_file():
-        raise CheckpointError(f"read_checkpoint: weights file {weights} must exist, got none")
-    payload = weights.read_bytes()
-    if len(payload) != entry["bytes"]:
-        raise CheckpointError(
-            f"read_checkpoint: {weights} must have {entry['bytes']} bytes, got {len(payload)}"
-        )
+    entry = card["weights"]
+    weights = path.with_name(entry["file"])
+    try:
+        payload = read_bytes(weights, limit_bytes=MAX_WEIGHTS_BYTES, exact_bytes=entry["bytes"])
+    except ValueError as error:
+        raise CheckpointError(f"read_checkpoint: weights of {path.name}: {error}") from error
     digest = hashlib.sha256(payload).hexdigest()
     if digest != entry["sha256"]:
         raise CheckpointError(
-            f"read_checkpoint: {weights} must have SHA-256 {entry['sha256']}, got {digest}"
+            f"read_checkpoint: weights of {path.name}: {weights} must have SHA-256 "
+            f"{entry['sha256']}, got {digest}"
         )
-    return _safetensors().load(payload), card
+    return payload, card
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
-    """The description alone, without reading the weights."""
+    """The description alone, without reading the weights.
+
+    Returns:
+        What was given to ``write_checkpoint``, with ``format`` and ``weights``. Where present,
+        ``kind`` is one of ``KINDS``, ``game`` a string, ``action_meanings`` a list of strings,
+        ``environment`` and ``architecture`` are dictionaries, ``parameters`` is an integer.
+
+    Raises:
+        CheckpointError: With the file and what is wrong with it.
+    """
     path = _description_path(Path(path))
     try:
-        card = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        payload = read_bytes(path, limit_bytes=MAX_CARD_BYTES)
+    except ValueError as error:
+        raise CheckpointError(f"read_card: {error}") from error
+    try:
+        card = parse_json(payload)
+    except ValueError as error:
         raise CheckpointError(f"read_card: {path} must be readable JSON, got {error}") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise CheckpointError(f"read_card: {path} must have format {FORMAT!r}, got {found!r}")
+        raise CheckpointError(f"read_card: {path} must have format {FORMAT!r}, got {shown(found)}")
+    digest = card.pop("card_sha256", None)
+    if digest is not None and digest != (found := _card_digest(card)):
+        raise CheckpointError(
+            f"read_card: {path} must have the content of its card_sha256 {shown(digest)}, got that "
+            f"of {found}; whoever changed it on purpose removes that entry"
+        )
+    try:
+        _check_card(card)
+    except ValueError as error:
+        raise CheckpointError(f"read_card: {path}: {error}") from error
     return card
+
+
+def _card_digest(card: dict[str, Any]) -> str:
+    """Of the content, whatever the order and the white space."""
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+
+
+def _is_word(value: object) -> bool:
+    """Printable: neither control characters nor half a surrogate pair, which no file name has."""
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 255
+
+
+def _is_weights_file(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and _is_word(name)
+        and name.endswith(".safetensors")
+        and name == os.path.basename(name)
+    )
+
+
+# What a description may say, if it says it: the constraint in words, and its test.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "kind": (f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
+    "game": ("a name", _is_word),
+    "action_meanings": (
+        "a list of names",
+        lambda value: isinstance(value, list) and all(map(_is_word, value)),
+    ),
+    "environment": ("an object", lambda value: isinstance(value, dict)),
+    "architecture": ("an object", lambda value: isinstance(value, dict)),
+    "parameters": ("a positive integer", lambda value: is_int(value) and value > 0),
+}
+_WEIGHTS_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "file": ("a file name without a path, ending in .safetensors", _is_weights_file),
+    "bytes": (
+        f"an integer in [8, {MAX_WEIGHTS_BYTES}]",
+        lambda value: is_int(value) and 8 <= value <= MAX_WEIGHTS_BYTES,
+    ),
+    "sha256": (
+        "64 hexadecimal digits",
+        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    ),
+}
+
+
+def _check_card(card: dict[str, Any]) -> None:
+    for name, (constraint, fits) in _FIELDS.items():
+        if name in card and not fits(card[name]):
+            raise ValueError(f"{name} must be {constraint}, got {shown(card[name])}")
+    entry = card.get("weights")
+    if not isinstance(entry, dict):
+        raise ValueError(f"weights must describe a file, got {shown(entry)}")
+    for name, (constraint, fits) in _WEIGHTS_FIELDS.items():
+        if not fits(entry.get(name)):
+            raise ValueError(f"weights.{name} must be {constraint}, got {shown(entry.get(name))}")
 
 
 def save_network(
@@ -155,10 +311,13 @@ def _origin(network: nn.Module) -> dict[str, Any]:
 
 
 def load_network(path: str | Path) -> tuple[QNetwork, dict[str, Any]]:
-    """Read a network in float32, in evaluation mode, and its card.
+    """Read a network in float32, on the CPU, in evaluation mode, and its card.
+
+    Draws no random numbers: the network is built without weights, and nothing is initialised.
 
     Raises:
-        CheckpointError: Damaged, or tensors that do not fit the described architecture.
+        CheckpointError: Damaged, tensors that are not those of the described architecture, or
+            weights that are not finite.
     """
     tensors, card = read_checkpoint(path)
     if "module" in card:
@@ -167,13 +326,33 @@ def load_network(path: str | Path) -> tuple[QNetwork, dict[str, Any]]:
             f"of the caller's ({card['module']}); make the module and call "
             "fastdistill.load_weights(path, module)"
         )
-    if not isinstance(card.get("architecture"), dict):
+    if "architecture" not in card:
         raise CheckpointError(f"load_network: {path} must describe an architecture, got none")
     try:
-        network = QNetwork(Architecture.from_json(card["architecture"]))
-        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"load_network: {path} does not fit itself: {error}") from error
+        # On the meta device a network has shapes and takes no memory for weights.
+        with torch.device("meta"):
+            network = QNetwork(Architecture.from_json(card["architecture"]))
+    except ValueError as error:
+        raise CheckpointError(
+            f"load_network: {path} must describe a network, got {error}"
+        ) from error
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        wanted, found = _kind_of(expected.get(name)), _kind_of(tensors.get(name))
+        if wanted != found:
+            raise CheckpointError(
+                f"load_network: tensor {shown(name)} of {path} must be {wanted} for its "
+                f"architecture, got {found}"
+            )
+    # Copied, not assigned: what safetensors returns lies anywhere in memory, and on some CPUs the
+    # last bit of a product depends on that.
+    network.to_empty(device="cpu").load_state_dict(tensors)
+    for name, tensor in network.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"load_network: tensor {name} of {path} must be finite, "
+                f"got {int((~torch.isfinite(tensor)).sum())} values that are not"
+            )
     return network.eval(), card
 
 
@@ -201,6 +380,12 @@ def load_weights(path: str | Path, module: nn.Module) -> dict[str, Any]:
     return card
 
 
+def _kind_of(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "absent"
+    return f"{'floats' if tensor.dtype in _FLOATS else tensor.dtype} {list(tensor.shape)}"
+
+
 def versions() -> dict[str, str]:
     """What this process runs on, for cards and run records."""
     return {
@@ -211,40 +396,36 @@ def versions() -> dict[str, str]:
 
 
 def _description_path(path: Path) -> Path:
-    if path.is_dir():
-        found = sorted(path.glob("*.json"))
+    if os.path.isdir(path):
+        found = sorted(entry.name for entry in path.glob("*.json"))
         if len(found) != 1:
             raise CheckpointError(
                 f"read_checkpoint: directory {path} must hold one .json file, got {len(found)}"
+                f"{': ' if found else ''}{', '.join(found[:5])}; name the file"
             )
-        return found[0]
-    return path if path.suffix == ".json" else path.with_name(path.name + ".json")
-
-
-def _write_atomically(path: Path, payload: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself must survive a power cut
-    finally:
-        os.close(directory)
+        return path / found[0]
+    if path.suffix == ".json":
+        return path
+    description = path.with_name(path.name + ".json")
+    if os.path.lexists(description):
+        return description
+    if os.path.lexists(path):
+        raise CheckpointError(
+            f"read_checkpoint: {path} must be a checkpoint of fastdistill (NAME.json, or its "
+            "directory), got another file; a model of another library is loaded with that library "
+            "and given as a module"
+        )
+    raise CheckpointError(
+        f"read_checkpoint: {path} must exist, got neither it nor {description.name}"
+    )
 
 
 def _safetensors() -> Any:
     try:
+        import safetensors
         import safetensors.torch
     except ImportError as error:
         raise ImportError(
             "fastdistill.networks.checkpoint needs safetensors: pip install 'safetensors>=0.4'"
         ) from error
-    return safetensors.torch
+    return safetensors

@@ -194,6 +194,8 @@ class _Head(nn.Module):
 
 
 def _initialise(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
+    if layer.weight.is_meta:  # of a network that will be loaded: shapes, and no values to set
+        return
     nn.init.orthogonal_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -25,7 +25,7 @@ from fastdistill.evaluation.compare import Player, compare, write_evaluation
 from fastdistill.networks import SIZES
 from fastdistill.recipes.options import at_least, one_of, positive, share
 from fastdistill.report import try_report
-from fastdistill.teachers import Teacher, load_teacher
+from fastdistill.teachers import Teacher, load_teacher, recorded_game
 from fastdistill.training.drivers import DRIVERS
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.learners.student import LOSSES, OWN, OwnStudent, make_students
@@ -217,7 +217,7 @@ def train(
     keep_freed_memory()
     device = pick_device(config.device)
     teacher = teacher or load_teacher(config.teacher, config.game, device=device)
-    game = config.game or teacher.card.get("game")
+    game = config.game or recorded_game(teacher.card)
     if not game:
         raise ValueError("distill: game must be given, the teacher does not name one")
     with ExitStack() as opened:

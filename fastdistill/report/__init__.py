@@ -15,7 +15,7 @@ from fastdistill.evaluation import record_comparison_gif
 from fastdistill.report import figures
 from fastdistill.report.page import render_page
 from fastdistill.report.results import Results, headline_student, read_results
-from fastdistill.teachers import load_teacher
+from fastdistill.teachers import load_teacher, recorded_game
 
 __all__ = ["try_report", "write_report"]
 
@@ -76,6 +76,7 @@ def _play(run_dir: Path, results: Results, path: Path) -> tuple[bytes | None, st
     if checkpoint is None:
         return None, f"the run holds no checkpoint of {name}"
     try:
+        recorded_game({"game": results.game})  # refuses one that would import a module
         env = make_env(results.game, 1, preset=results.preset, training=False)
         try:
             policies = {

@@ -2,12 +2,12 @@
 """Teachers: a checkpoint, one of the zoo, or any torch module, checked before use."""
 
 from fastdistill.teachers.teacher import (
-    KINDS,
     ZOO,
     Teacher,
     checkpoint_path,
     load_teacher,
+    recorded_game,
     zoo_names,
 )
 
-__all__ = ["KINDS", "ZOO", "Teacher", "checkpoint_path", "load_teacher", "zoo_names"]
+__all__ = ["ZOO", "Teacher", "checkpoint_path", "load_teacher", "recorded_game", "zoo_names"]

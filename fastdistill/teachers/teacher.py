@@ -17,13 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdistill.envs import EnvSpec, LaneEnv, make_env
-from fastdistill.networks.checkpoint import load_network
+from fastdistill.networks.checkpoint import KINDS, load_network
 
 ZOO = Path(__file__).parents[1] / "zoo"
-
-
-# What a teacher's values are: action values, or a policy as logits or log-probabilities.
-KINDS = ("q_values", "logits", "log_probs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +30,7 @@ class Teacher:
         module: In evaluation mode, without gradients, on ``device``.
         card: The checkpoint's description; empty for a module of the caller's.
         device: Where it runs.
-        kind: What its values are, one of ``KINDS``.
+        kind: What its values are: ``q_values``, ``logits`` or ``log_probs``.
         source: What it can be loaded from again, here or on a command line; None for a module.
         version: Rises when its values change; a frozen teacher's stays 0.
     """
@@ -99,7 +95,7 @@ def load_teacher(
 
     Raises:
         ValueError: In words, where observations, actions or outputs do not fit ``env``; or a
-            damaged checkpoint.
+            damaged checkpoint, or one whose game would import a module.
         TypeError: ``source`` is none of the above, or the module returns something else.
 
     Example:
@@ -123,7 +119,7 @@ def load_teacher(
     module = module.to(device).eval().requires_grad_(False)
     name = None if isinstance(source, nn.Module) else str(source)
     teacher = Teacher(module, card, torch.device(device), kind, name)
-    target = env if env is not None else card.get("game")
+    target = env if env is not None else recorded_game(card)
     if isinstance(target, str):
         with closing(make_env(target, 1)) as lanes:
             teacher.check(lanes)
@@ -153,6 +149,22 @@ def checkpoint_path(source: str | Path) -> Path:
             )
         return path
     return Path(source)
+
+
+def recorded_game(record: dict[str, Any]) -> str | None:
+    """The game that a card, or another file, names; None where it names none.
+
+    Raises:
+        ValueError: It is of the form ``module:id``, for which gymnasium imports ``module``: what
+            is run is for the caller to say, not for a file.
+    """
+    game: str | None = record.get("game")
+    if game is not None and ":" in game:
+        raise ValueError(
+            f"load_teacher: game of a file must not name a module to import, got {game!r}; whoever "
+            f"trusts that module names the game: load_teacher(..., {game!r}), --game {game}"
+        )
+    return game
 
 
 def zoo_names() -> list[str]:

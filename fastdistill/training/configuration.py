@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
+
+from fastdistill._files import parse_json, read_bytes
 
 
 class Config(Protocol):
@@ -26,6 +27,8 @@ class Config(Protocol):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+_LIMIT_BYTES = 1 << 20
 
 
 def configuration_to_json(config: Config) -> dict[str, Any]:
@@ -50,8 +53,8 @@ def read_configuration(path: Path, recipe: str, asked: ConfigT) -> ConfigT:
     if not path.exists():
         raise ValueError(f"open_run: run_dir must hold a run to resume, got {path.parent}")
     try:
-        stored = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        stored = parse_json(read_bytes(path, limit_bytes=_LIMIT_BYTES))
+    except ValueError as error:
         raise ValueError(f"open_run: {path} must be readable JSON, got {error}") from error
     stored = stored if isinstance(stored, dict) else {}
     if stored.get("recipe") != recipe:

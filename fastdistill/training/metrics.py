@@ -8,13 +8,22 @@ dashboards work. The only module that imports tensorboard.
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+from fastdistill._files import is_int, parse_json, read_bytes, shown, unwritable, write_atomically
+
+# A larger metrics file is refused: this is a million records.
+MAX_METRICS_BYTES = 1 << 30
 
 METRICS: dict[str, str] = {
     "charts/episodic_return": "mean raw return of the training episodes since the last record",
@@ -70,33 +79,67 @@ class NullWriter:
 
 
 class JsonlWriter:
-    """One JSON object per record and line, flushed as it is written: ``{"step": ..., key: ...}``.
+    """One JSON object per record and line, written at once: ``{"step": ..., key: ...}``.
+
+    NaN and infinities, which JSON has not, are written as null and read as NaN.
 
     Args:
         path: Appended to.
         resume_step: When resuming: records after this step (and a torn last line) are dropped, so
-            the file reads as if the run had never stopped.
+            the file reads as if the run had never stopped. Damage does not keep a run from going
+            on: everything from the first damaged line is kept aside as ``<path>.damaged-N``.
+
+    Raises:
+        OSError: The file cannot be written; with its name and the reason.
+        ValueError: It is no regular file, or larger than ``MAX_METRICS_BYTES``.
     """
 
     def __init__(self, path: str | Path, *, resume_step: int | None = None) -> None:
-        path = Path(path)
+        self._path = path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if resume_step is not None and path.exists():
-            kept = [record for record in read_jsonl(path) if record["step"] <= resume_step]
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            temporary.replace(path)
-        self._file = path.open("a")
+            _drop_damage_and_later_records(path, resume_step)
+        try:
+            # Without O_NONBLOCK, opening a FIFO would wait for a reader.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise unwritable("JsonlWriter", path, error) from error
+        # Unbuffered, so that nothing is left to fail once more when the file is closed.
+        self._file = io.FileIO(descriptor, "ab")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            self._file.close()
+            raise ValueError(f"JsonlWriter: {path} must be a regular file, got another kind")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricsWriter``."""
         check_keys(values)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        line = memoryview((json.dumps({"step": step, **finite}) + "\n").encode())
+        try:
+            while line:  # a disk that fills up takes a part first, and says why at the next call
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise unwritable("JsonlWriter", self._path, error) from error
 
     def close(self) -> None:
         """See ``MetricsWriter``."""
         self._file.close()
+
+
+def _drop_damage_and_later_records(path: Path, last_step: int) -> None:
+    try:
+        records, damaged, problem = _read_records(path)
+    except ValueError as error:
+        raise ValueError(f"JsonlWriter: {error}") from error
+    if damaged:
+        number = 1
+        while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+            number += 1
+        write_atomically(aside, damaged, function="JsonlWriter")
+        print(f"{problem}; from there on it is kept as {aside.name}", file=sys.stderr)
+    kept = [line for record, line in records if record["step"] <= last_step]
+    write_atomically(path, b"".join(line + b"\n" for line in kept), function="JsonlWriter")
 
 
 class TensorBoardWriter:
@@ -215,21 +258,55 @@ def check_keys(values: Mapping[str, float]) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a metrics file; a torn last line is left out, damage elsewhere is an error."""
-    lines = Path(path).read_text().split("\n")
+    """Records of a metrics file; a torn last line is left out.
+
+    Returns:
+        Objects with an integer ``step`` and otherwise numbers.
+
+    Raises:
+        ValueError: With the file, the line, and what is wrong with it.
+    """
+    try:
+        records, _, problem = _read_records(Path(path))
+    except ValueError as error:
+        raise ValueError(f"read_jsonl: {error}") from error
+    if problem:
+        raise ValueError(f"read_jsonl: {problem}")
+    return [record for record, _ in records]
+
+
+def _read_records(path: Path) -> tuple[list[tuple[dict[str, Any], bytes]], bytes, str]:
+    """Records and their lines up to the first damage, what follows, and what is wrong with it."""
+    lines = read_bytes(path, limit_bytes=MAX_METRICS_BYTES).split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            records.append((_parse_record(line), line))
+        except ValueError as error:
             if number == len(lines):  # no newline behind it: the process died while writing
                 break
-            raise ValueError(
-                f"read_jsonl: {path} line {number} must be JSON, got {line!r}"
-            ) from error
-    return records
+            return records, b"\n".join(lines[number - 1 :]), f"{path} line {number} {error}"
+    return records, b"", ""
+
+
+def _parse_record(line: bytes) -> dict[str, Any]:
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"must be JSON, got {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"must be an object, got {shown(record)}")
+    step: Any = record.get("step")
+    if not is_int(step) or step < 0:
+        raise ValueError(f"must have an integer step of 0 or more, got {shown(step)}")
+    for key, value in record.items():
+        if value is None:
+            record[key] = math.nan
+        elif not is_int(value) and not isinstance(value, float):
+            raise ValueError(f"must hold numbers, got {shown(value)} for {shown(key)}")
+    return record
 
 
 def metrics_table() -> str:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch import nn
 
 from fastdistill.envs import EnvSpec
 from fastdistill.networks import load_network, load_weights, save_network
-from fastdistill.networks.checkpoint import read_checkpoint
+from fastdistill.networks.checkpoint import copy_checkpoint
 from fastdistill.training.learners.student import OWN, OwnStudent, Student, make_own
 
 
@@ -57,12 +55,4 @@ def load_student(path: Path, size: str, spec: EnvSpec, own: OwnStudent | None) -
 
 def publish_student(run_dir: Path, name: str) -> Path:
     """Copy a student to ``run_dir/student.json`` and ``student.safetensors``, plain names."""
-    path = student_path(run_dir, name)
-    read_checkpoint(path)  # a damaged file is not passed on
-    card = json.loads(path.read_text())
-    weights = run_dir / "student.safetensors"
-    shutil.copyfile(path.with_name(card["weights"]["file"]), weights)
-    card["weights"]["file"] = weights.name
-    published = run_dir / "student.json"
-    published.write_text(json.dumps(card, indent=2) + "\n")
-    return published
+    return copy_checkpoint(student_path(run_dir, name), run_dir / "student")

@@ -125,7 +125,7 @@ class Run(Generic[ConfigT]):
         Returns:
             What ``checkpoint`` was given; None where there is nothing yet, and all begins.
         """
-        loaded = self._checkpoints.latest() if self._resume else None
+        loaded = self._checkpoints.latest(load_replay) if self._resume else None
         if loaded is not None:
             _, card = loaded
             if card.get("engine") != ENGINE:
@@ -136,8 +136,6 @@ class Run(Generic[ConfigT]):
                 )
             self.at.restore(card["counters"])
             self._asked = dict.fromkeys(("log", "score", "checkpoint"), self._count)
-            if load_replay is not None and card["replay"] is not None:
-                load_replay(self._checkpoints.directory / card["replay"])
         # A run that begins again, for want of a checkpoint, drops its records of before.
         self._writer = RunWriter(
             self.directory,
@@ -191,16 +189,8 @@ class Run(Generic[ConfigT]):
             card: All other state, as plain JSON types.
             save_replay: Writes the replay's snapshot, which the checkpoint then names.
         """
-        directory = self._checkpoints.directory
-        directory.mkdir(parents=True, exist_ok=True)
-        snapshot = None
-        if save_replay is not None:
-            snapshot = f"replay_{self.at.step:012d}.bin"
-            save_replay(directory / snapshot)  # before the description that names it
-        state = {"engine": ENGINE, "counters": self.at.state(), "replay": snapshot, **card}
-        self._checkpoints.write(self.at.step, tensors, state)
-        for stale in sorted(directory.glob("replay_*.bin"))[: -2 if snapshot else None]:
-            stale.unlink()
+        state = {"engine": ENGINE, "counters": self.at.state(), **card}
+        self._checkpoints.write(self.at.step, tensors, state, save_replay)
         self.at.lap("checkpoint")
 
     def keep_diverged(self, name: str, loss: float, batch: dict[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdistill.networks import QNetwork, checkpoint, paper_architecture
+from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.networks.checkpoint import (
     CheckpointError,
     load_network,
@@ -24,7 +24,6 @@ from fastdistill.networks.checkpoint import (
     save_network,
     write_checkpoint,
 )
-from fastdistill.training.checkpoints import TrainingCheckpoints
 
 TENSORS = {
     "float": torch.arange(6.0).reshape(2, 3),
@@ -37,6 +36,14 @@ TENSORS = {
 
 def weights_file(path: Path) -> Path:
     return path.with_name(json.loads(path.read_text())["weights"]["file"])
+
+
+def rewrite(path: Path, change) -> None:
+    """Change a card as somebody would who does not want its digest to tell."""
+    card = json.loads(path.read_text())
+    card.pop("card_sha256", None)
+    change(card)
+    path.write_text(json.dumps(card))
 
 
 def test_every_tensor_and_word_comes_back(tmp_path):
@@ -93,24 +100,16 @@ def test_short_missing_or_foreign_files_are_refused(tmp_path):
     weights.unlink()
     with pytest.raises(CheckpointError, match="must exist, got none"):
         read_checkpoint(path)
-    with pytest.raises(CheckpointError, match="must be readable JSON"):
+    with pytest.raises(CheckpointError, match=r"absent must exist, got neither it nor absent.json"):
         read_card(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match=r"absent.json must exist, got none"):
+        read_card(tmp_path / "absent.json")
     path.write_text("{")
     with pytest.raises(CheckpointError, match="must be readable JSON"):
         read_card(path)
     path.write_text('{"format": "other-9"}')
     with pytest.raises(CheckpointError, match="must have format 'fastdistill-checkpoint-1', got"):
         read_card(path)
-
-
-def test_a_description_cannot_point_outside_its_directory(tmp_path):
-    outside = write_checkpoint(tmp_path / "outside" / "a", TENSORS, {})
-    card = json.loads(outside.read_text())
-    card["weights"]["file"] = f"../outside/{card['weights']['file']}"
-    (tmp_path / "inside").mkdir()
-    (tmp_path / "inside" / "a.json").write_text(json.dumps(card))
-    with pytest.raises(CheckpointError, match="must exist, got none"):
-        read_checkpoint(tmp_path / "inside" / "a.json")
 
 
 def test_a_network_comes_back_with_its_statistics_and_answers(tmp_path):
@@ -144,35 +143,16 @@ def test_half_precision_files_halve_the_parameters_only(tmp_path):
 def test_weights_of_another_architecture_are_refused(tmp_path):
     network = QNetwork(paper_architecture("4%", 6))
     path = save_network(tmp_path / "a", network, {})
-    card = json.loads(path.read_text())
-    card["architecture"]["hidden"] = [128]
-    path.write_text(json.dumps(card))
-    with pytest.raises(CheckpointError, match=r"(?s)does not fit itself.*size mismatch"):
+    rewrite(path, lambda card: card["architecture"].update(hidden=[128]))
+    with pytest.raises(
+        CheckpointError,
+        match=r"tensor 'heads.0.output.weight' of .*a.json must be floats \[6, 128\] for its "
+        r"architecture, got floats \[6, 64\]",
+    ):
         load_network(path)
-    del card["architecture"]
-    path.write_text(json.dumps(card))
+    rewrite(path, lambda card: card.pop("architecture"))
     with pytest.raises(CheckpointError, match="must describe an architecture"):
         load_network(path)
-
-
-def test_the_newest_two_training_checkpoints_are_kept(tmp_path):
-    store = TrainingCheckpoints(tmp_path)
-    assert store.latest() is None
-    for step in (5, 100, 20_000):
-        store.write(step, {"x": torch.tensor(float(step))}, {"step": step})
-    assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.safetensors"))) == 2
-    assert store.latest()[1]["step"] == 20_000
-
-
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
-    store = TrainingCheckpoints(tmp_path)
-    store.write(1, {"x": torch.tensor(1.0)}, {"step": 1})
-    newest = store.write(2, {"x": torch.tensor(2.0)}, {"step": 2})
-    weights_file(newest).write_bytes(b"rubbish")
-    assert store.latest()[1]["step"] == 1
-    weights_file(tmp_path / "step_000000000001.json").unlink()
-    with pytest.raises(CheckpointError, match=r"must have \d+ bytes.*must exist, got none"):
-        store.latest()
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -181,8 +161,10 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def no_space(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(
+        OSError, match=r"write_checkpoint: .*a-\w+.safetensors must be writable, got "
+    ):
         write_checkpoint(tmp_path / "a", {"x": torch.ones(3)}, {})
     assert torch.equal(read_checkpoint(path)[0]["x"], torch.zeros(3))
     assert len(list(tmp_path.iterdir())) == 2

@@ -26,7 +26,7 @@ COMPUTING = ("common", "frames", "losses", "replay")
 # From the ground up. A module may import modules of lower layers and of its own folder.
 LAYERS = (
     {"_core", "_cuda"},
-    {"_native", "streams"},
+    {"_native", "_files", "streams"},
     {"losses", "replay", "envs", "networks"},  # the four parts know nothing of each other
     {"teachers"},
     {"evaluation"},

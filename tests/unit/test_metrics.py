@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
+import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -49,11 +53,91 @@ def test_resuming_drops_later_records_and_a_torn_line(tmp_path):
     assert [(r["step"], r["charts/SPS"]) for r in read_jsonl(path)] == [(1, 1), (2, 2), (3, 30)]
 
 
-def test_damage_inside_the_file_is_an_error(tmp_path):
+DAMAGE = [
+    (b'{"st', "must be JSON, got Unterminated string"),
+    (b"\xff\xfe", "must be JSON, got 'utf-8' codec can't decode byte 0xff"),
+    (b"5", "must be an object, got 5"),
+    (b"[1]", r"must be an object, got \[1\]"),
+    (b'{"charts/SPS": 1}', "must have an integer step of 0 or more, got None"),
+    (b'{"step": 2.0}', "must have an integer step of 0 or more, got 2.0"),
+    (b'{"step": true}', "must have an integer step of 0 or more, got True"),
+    (b'{"step": -1}', "must have an integer step of 0 or more, got -1"),
+    (b'{"step": 2, "charts/SPS": NaN}', "must be JSON, got NaN, which JSON has not"),
+    (b'{"step": 2, "charts/SPS": 1e999}', "must be JSON, got number '1e999', which no float64"),
+    (b'{"step": 2, "charts/SPS": "7"}', "must hold numbers, got '7' for 'charts/SPS'"),
+    (b'{"step": 2, "step": 3}', "must be JSON, got key 'step' twice"),
+    (b'{"step": 2' + b"0" * 5000 + b"}", "must be JSON, got an integer of 5001 digits"),
+    (b"[" * 100_000, "must be JSON, got more than 32 levels of nesting"),
+    (b"[" * 40 + b"]" * 40, "must be JSON, got more than 32 levels of nesting"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), DAMAGE)
+def test_damage_is_named_and_kept_aside_when_resuming(tmp_path, capsys, line, message):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match="line 2 must be JSON"):
+    tail = line + b'\n{"step": 3}\n'
+    path.write_bytes(b'{"step": 1}\n' + tail)
+    with pytest.raises(ValueError, match=f"read_jsonl: .*metrics.jsonl line 2 {message}"):
         read_jsonl(path)
+    for number in (1, 2):
+        writer = JsonlWriter(path, resume_step=9)
+        writer.write(5, {"charts/SPS": 1.0})
+        writer.close()
+        assert read_jsonl(path) == [{"step": 1}, {"step": 5, "charts/SPS": 1.0}]
+        assert (tmp_path / f"metrics.jsonl.damaged-{number}").read_bytes() == tail
+        expected = f"line 2 {message}.*; from there on it is kept as metrics.jsonl.damaged-{number}"
+        assert re.search(expected, capsys.readouterr().err)
+        path.write_bytes(b'{"step": 1}\n' + tail)
+
+
+def test_what_json_has_not_is_null_and_read_as_nan(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path)
+    writer.write(1, {"charts/SPS": float("nan"), "charts/epsilon": float("inf")})
+    writer.close()
+    assert path.read_text() == '{"step": 1, "charts/SPS": null, "charts/epsilon": null}\n'
+    (record,) = read_jsonl(path)
+    assert math.isnan(record["charts/SPS"])
+    assert math.isnan(record["charts/epsilon"])
+
+
+@pytest.mark.parametrize("resume_step", [None, 5])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, resume_step):
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for name in ("directory", "pipe", "device"):
+        with pytest.raises((OSError, ValueError), match=f"JsonlWriter: .*{name} must be "):
+            JsonlWriter(tmp_path / name, resume_step=resume_step)
+        with pytest.raises(ValueError, match=f"read_jsonl: .*{name} must be a regular file, got a"):
+            read_jsonl(tmp_path / name)
+    with pytest.raises(ValueError, match=r"read_jsonl: .*absent must exist, got none"):
+        read_jsonl(tmp_path / "absent")
+
+
+def test_a_file_beyond_any_run_is_refused_unread(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    os.truncate(path, 50 << 30)  # sparse
+    with pytest.raises(ValueError, match=r"metrics.jsonl must have at most 1073741824 bytes, got"):
+        read_jsonl(path)
+
+
+def test_a_file_that_cannot_grow_is_named_with_the_reason(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path)
+    writer.write(1, {"charts/SPS": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 9, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"JsonlWriter: .*metrics.jsonl must be writable, got File too large"
+        ):
+            writer.write(2, {"charts/SPS": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.close()
+    assert read_jsonl(path) == [{"step": 1, "charts/SPS": 1.0}]  # the torn line is left out
 
 
 @pytest.mark.parametrize("kind", [NullWriter, JsonlWriter, TensorBoardWriter])

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from fastdistill import cli
 from fastdistill.envs import make_atari, make_env
 from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.networks.checkpoint import save_network
-from fastdistill.teachers import checkpoint_path, load_teacher, zoo_names
+from fastdistill.teachers import checkpoint_path, load_teacher, recorded_game, zoo_names
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,41 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, pong):
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"must have .* bytes"):
         load_teacher(path, pong)
+
+
+def test_a_card_does_not_choose_a_module_to_import(tmp_path, pong, monkeypatch):
+    (tmp_path / "evilmod.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = saved(tmp_path, pong, game="evilmod:Evil-v0")
+    message = r"must not name a module to import, got 'evilmod:Evil-v0'; .*--game evilmod:Evil-v0"
+    with pytest.raises(ValueError, match=message):
+        load_teacher(path)
+    with pytest.raises(ValueError, match=message):
+        recorded_game({"game": "evilmod:Evil-v0"})
+    assert cli.main(["evaluate", str(path)]) == 2
+    # Who names a game decides; the card is then compared like any other.
+    with pytest.raises(ValueError, match="must have been trained on pong, got 'evilmod:Evil-v0'"):
+        load_teacher(path, pong)
+    assert recorded_game({"game": "pong"}) == "pong"
+    assert recorded_game({}) is None
+
+
+def test_a_path_that_is_no_checkpoint_is_named_plainly(tmp_path, pong):
+    (tmp_path / "m.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(
+        ValueError,
+        match=r"m.zip must be a checkpoint of fastdistill \(NAME.json, or its directory\), got "
+        "another file; a model of another library is loaded with that library and given as a",
+    ):
+        load_teacher(tmp_path / "m.zip", pong)
+    with pytest.raises(ValueError, match=r"gone.zip must exist, got neither it nor gone.zip.json"):
+        load_teacher(str(tmp_path / "gone.zip"), pong)
+    for name in ("config.json", "evaluation.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"must hold one .json file, got 2: config.json, evaluation.json; name"
+    ):
+        load_teacher(tmp_path, pong)
 
 
 def test_zoo_names_are_paths_in_the_package():
