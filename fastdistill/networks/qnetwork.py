@@ -76,13 +76,35 @@ class QNetwork(nn.Module):
         self.heads = nn.ModuleList(
             _Head(size, actions, architecture) for actions in architecture.num_actions
         )
+        if not self.obs_mean.is_meta:  # of a network that will be loaded: shapes, no values to set
+            self._draw_weights(head_gain, None)
+
+    @classmethod
+    def seeded(cls, architecture: Architecture, seed: int, *, head_gain: float = 0.1) -> QNetwork:
+        """A network on the CPU whose first weights come from a generator of its own.
+
+        Torch's global generator is neither seeded nor drawn from, so that what else happens in the
+        process does not change them.
+        """
+        with torch.device("meta"):  # else torch's default weights would be drawn first
+            network = cls(architecture)
+        network.to_empty(device="cpu")
+        network.obs_mean.zero_()
+        network.obs_scale.fill_(1 / 255 if network._clips else 1.0)
+        for module in network.modules():
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+                module.reset_parameters()
+        network._draw_weights(head_gain, torch.Generator().manual_seed(seed))
+        return network
+
+    def _draw_weights(self, head_gain: float, generator: torch.Generator | None) -> None:
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                _initialise(module, math.sqrt(2))
+                _initialise(module, math.sqrt(2), generator)
         for head in self._heads():
             for outputs in (head.output, head.value):
                 if outputs is not None:
-                    _initialise(outputs, head_gain)
+                    _initialise(outputs, head_gain, generator)
 
     def _heads(self) -> list[_Head]:
         return [head for head in self.heads if isinstance(head, _Head)]
@@ -193,10 +215,10 @@ class _Head(nn.Module):
         return value + outputs - outputs.mean(dim=1, keepdim=True)
 
 
-def _initialise(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
-    if layer.weight.is_meta:  # of a network that will be loaded: shapes, and no values to set
-        return
-    nn.init.orthogonal_(layer.weight, gain)
+def _initialise(
+    layer: nn.Conv2d | nn.Linear, gain: float, generator: torch.Generator | None
+) -> None:
+    nn.init.orthogonal_(layer.weight, gain, generator)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 

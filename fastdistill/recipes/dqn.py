@@ -167,8 +167,7 @@ class _Parts:
         self.config = config
         self.run = run
         self.env = env
-        torch.manual_seed(config.seed)
-        network = QNetwork(_architecture(config, env.spec)).to(device)
+        network = QNetwork.seeded(_architecture(config, env.spec), config.seed).to(device)
         self.learner = DqnLearner(
             network,
             learning_rate=config.learning_rate,

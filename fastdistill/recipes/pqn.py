@@ -154,12 +154,10 @@ class _Parts:
         self.config = config
         self.run = run
         self.env = env
-        torch.manual_seed(config.seed)
-        network = QNetwork(
-            paper_architecture(
-                config.size, env.spec.num_actions, obs_shape=env.spec.obs_shape, layer_norm=True
-            )
-        ).to(device)
+        architecture = paper_architecture(
+            config.size, env.spec.num_actions, obs_shape=env.spec.obs_shape, layer_norm=True
+        )
+        network = QNetwork.seeded(architecture, config.seed).to(device)
         self.learner = PqnLearner(
             network,
             learning_rate=config.learning_rate,

@@ -173,3 +173,35 @@ def test_other_bad_input_is_refused():
         network.set_obs_statistics(torch.zeros(3), torch.zeros(84, 84))
     with pytest.raises(ValueError, match="std must be finite"):
         network.set_obs_statistics(torch.zeros(84, 84), torch.full((84, 84), float("nan")))
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("obs_shape", [(4, 84, 84), (7,)])
+def test_a_seeded_network_draws_from_a_generator_of_its_own(obs_shape, dueling, layer_norm):
+    architecture = paper_architecture(
+        "4%", 5, obs_shape=obs_shape, dueling=dueling, layer_norm=layer_norm
+    )
+    state = torch.get_rng_state()
+    first = QNetwork.seeded(architecture, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    second, other = QNetwork.seeded(architecture, 3), QNetwork.seeded(architecture, 4)
+    for (name, a), b, c in zip(
+        first.state_dict().items(),
+        second.state_dict().values(),
+        other.state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(a, b), name
+        is_drawn = a.ndim > 1 and "obs_" not in name
+        assert torch.equal(a, c) != is_drawn, name
+    # All that is not drawn is as the ordinary constructor leaves it.
+    plain = QNetwork(architecture).state_dict()
+    for name, tensor in first.state_dict().items():
+        if tensor.ndim == 1 or "obs_" in name:
+            assert torch.equal(tensor, plain[name]), name
+    # Orthogonal with the gain that is wanted.
+    weight = first.heads[0].output.weight
+    gram = weight @ weight.T
+    torch.testing.assert_close(gram, 0.01 * torch.eye(5), atol=1e-5, rtol=0)

@@ -148,8 +148,8 @@ def make_students(
 def _network(size: str, seed: int, spec: EnvSpec, own: OwnStudent | None) -> nn.Module:
     if size == OWN:
         return make_own(spec, own)
-    torch.manual_seed(seed)
-    return QNetwork(paper_architecture(size, spec.num_actions, obs_shape=spec.obs_shape))
+    architecture = paper_architecture(size, spec.num_actions, obs_shape=spec.obs_shape)
+    return QNetwork.seeded(architecture, seed)
 
 
 def make_own(spec: EnvSpec, own: OwnStudent | None) -> nn.Module:
