@@ -4,7 +4,7 @@
 // at run time. Tiles of the result stay in registers; one operand is read a vector at a time, the
 // other broadcast. No header with shared inline functions is included: the build flags are the
 // including file's own.
-#include <stddef.h>
+#include <immintrin.h>
 #include <stdint.h>
 
 #include "frames/kernels.h"
@@ -16,9 +16,8 @@ constexpr int kLanes = FASTDISTILL_VECTOR_BYTES / 4;
 constexpr int kGroupVectors = static_cast<int>(kFilterGroup) / kLanes;
 
 using V = float __attribute__((vector_size(kLanes * 4)));
-using VInt = int32_t __attribute__((vector_size(kLanes * 4)));
 using VUnaligned = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-using Bytes = uint8_t __attribute__((vector_size(kLanes)));
+using Eight = float __attribute__((vector_size(32)));
 using Quad = float __attribute__((vector_size(16)));
 using QuadUnaligned = float __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -189,14 +188,21 @@ void pack_gradient(const GradientPack<float>& args) {
   }
 }
 
-// kLanes pixels from x on in row y of a plane.
-V standardised(const Fold& args, int64_t plane, int64_t y, int64_t x) {
-  const int64_t pixel = y * args.width + x;
-  Bytes bytes;
-  __builtin_memcpy(&bytes, args.frames + plane * args.height * args.width + pixel, kLanes);
-  const V value = __builtin_convertvector(__builtin_convertvector(bytes, VInt), V);
-  const V scaled = (value - load(args.mean + pixel)) * load(args.scale + pixel);
-  const V limit = broadcast(args.limit);
+// __builtin_convertvector of GCC 12 would take bytes one by one.
+template <int lanes>
+auto from_bytes(const uint8_t* p) {
+  if constexpr (lanes == 8) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return reinterpret_cast<Eight>(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+  } else {
+    return __builtin_shufflevector(from_bytes<8>(p), from_bytes<8>(p + 8), 0, 1, 2, 3, 4, 5, 6, 7,
+                                   8, 9, 10, 11, 12, 13, 14, 15);
+  }
+}
+
+// kLanes adjacent pixels of a plane.
+V standardised(const uint8_t* frame, const float* mean, const float* scale, V limit) {
+  const V scaled = (from_bytes<kLanes>(frame) - load(mean)) * load(scale);
   const V above = scaled < -limit ? -limit : scaled;
   return above > limit ? limit : above;
 }
@@ -210,14 +216,20 @@ void store_quads(float* out, int64_t stride, V row) {
 
 void fold_frames(const Fold& args, float* output) {
   constexpr int64_t kBlocks = kLanes / 4;
-  const int64_t blocks = args.width / 4;
-  const int64_t channels = kFilterGroup * args.planes;
+  const int64_t blocks = args.width / 4, planes = args.planes;
+  const int64_t channels = kFilterGroup * planes;
+  const V limit = broadcast(args.limit);
   for (int64_t y = 0; y < args.height; ++y) {
-    for (int64_t plane = 0; plane < args.planes; ++plane) {
+    const float* mean = args.mean + y * args.width;
+    const float* scale = args.scale + y * args.width;
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      const uint8_t* frame = args.frames + (plane * args.height + y) * args.width;
       float* out = output + y / 4 * blocks * channels + plane * kFilterGroup + y % 4 * 4;
       for (int64_t bx = 0; bx < blocks; bx += kBlocks) {
         const int64_t block = bx + kBlocks <= blocks ? bx : blocks - kBlocks;  // the last once more
-        store_quads<0>(out + block * channels, channels, standardised(args, plane, y, 4 * block));
+        const int64_t x = 4 * block;
+        store_quads<0>(out + block * channels, channels,
+                       standardised(frame + x, mean + x, scale + x, limit));
       }
     }
   }
