@@ -23,13 +23,15 @@ from fastdistill._native import core
 Statistics = tuple[Tensor, Tensor, float]
 
 _GROUP, _MAX_FILTERS = 16, 64
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 @functools.cache
 def is_available(dtype: torch.dtype = torch.float32) -> bool:
     """Whether this CPU has the instructions for ``dtype`` and FASTDISTILL_CPU lets them be used."""
-    return dtype in _DTYPES and core.has_convolutions(dtype == torch.bfloat16)
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    available: bool = core.has_convolutions(dtype == torch.bfloat16)
+    return available
 
 
 def prefers_bfloat16(device: torch.device) -> bool:
@@ -43,7 +45,9 @@ def prefers_bfloat16(device: torch.device) -> bool:
         device: Where the network will run.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return native
     return device.type == "cpu" and is_available(torch.bfloat16)
 
 

@@ -78,11 +78,10 @@ void slice_backward(const Kernels<Element>& kernels, const Convolution<Element>&
   for (std::int64_t first = slice.begin; first < slice.end; first += group) {
     const std::int64_t count = std::min(group, slice.end - first);
     const std::int64_t at = first * pixels * filters;
-    kernels.pack_gradient({gradient.grad_output + at, conv.relu ? gradient.output + at : nullptr,
-                           count * pixels, filters, packed.get(),
-                           input_gradient ? padded.get() : nullptr,
-                           input_gradient ? input_gradient->padded_offset() : nullptr,
-                           slice.grad_bias});
+    kernels.pack_gradient(
+        {gradient.grad_output + at, conv.relu ? gradient.output + at : nullptr, count * pixels,
+         filters, packed.get(), input_gradient ? padded.get() : nullptr,
+         input_gradient ? input_gradient->padded_offset() : nullptr, slice.grad_bias});
     const Element* images = images_at(kernels, conv, first, count, folded.get());
     kernels.weight_gradient({window_of(conv), images, in_offset.data(), count * pixels,
                              packed.get(), filters, first > slice.begin, slice.grad_weight});

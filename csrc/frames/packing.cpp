@@ -99,8 +99,8 @@ InputGradient<Element>::InputGradient(const Convolution<Element>& conv, const Of
   for (std::int64_t image = 0; image < group; ++image) {
     for (std::int64_t y = taps_ - 1; y < taps_ - 1 + conv.out_height(); ++y) {
       for (std::int64_t x = taps_ - 1; x < taps_ - 1 + conv.out_width(); ++x) {
-        padded_offset_.push_back(static_cast<std::int32_t>(image * padded_size() +
-                                                           (y * width_ + x) * conv.filters));
+        padded_offset_.push_back(
+            static_cast<std::int32_t>(image * padded_size() + (y * width_ + x) * conv.filters));
       }
     }
   }
@@ -136,8 +136,7 @@ void InputGradient<Element>::pack_phase(const Offsets& places, std::int64_t py, 
     const std::int32_t* place = places.data() + (ky * conv_.kernel + kx) * conv_.channels;
     const float* weight = conv_.weight + f * conv_.window();
     for (std::int64_t c = 0; c < conv_.channels; ++c) {
-      out[packed_place<Element>(row, c, rows, conv_.channels)] =
-          rounded<Element>(weight[place[c]]);
+      out[packed_place<Element>(row, c, rows, conv_.channels)] = rounded<Element>(weight[place[c]]);
     }
   }
 }

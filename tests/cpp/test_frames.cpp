@@ -235,10 +235,10 @@ void run(const Kernels<Element>& kernels, const Case& c, unsigned seed) {
   World<Element> w = make_world<Element>(c, seed);
   convolve(kernels, w.conv, w.bias.data(), w.output.data());
   check_output(w);
-  convolve_backward(kernels, w.conv,
-                    {w.grad_output.data(), c.relu ? w.output.data() : nullptr,
-                     c.of_frames ? nullptr : w.grad_images.data(), w.grad_weight.data(),
-                     w.grad_bias.data()});
+  convolve_backward(
+      kernels, w.conv,
+      {w.grad_output.data(), c.relu ? w.output.data() : nullptr,
+       c.of_frames ? nullptr : w.grad_images.data(), w.grad_weight.data(), w.grad_bias.data()});
   check_gradients(w);
 }
 
