@@ -71,23 +71,24 @@ void slice_backward(const Kernels<Element>& kernels, const Convolution<Element>&
   const std::int64_t filters = conv.filters;
   Buffer<Element> folded(scratch_images(conv, group));
   Buffer<Element> packed((group * pixels + 1) * filters);
-  const std::int64_t padded_size = input_gradient ? group * input_gradient->padded_size() : 0;
+  const bool copies = input_gradient != nullptr && InputGradient<Element>::kPads;
+  const std::int64_t padded_size = copies ? group * input_gradient->padded_size() : 0;
   Buffer<Element> padded(padded_size);
   std::fill_n(padded.get(), padded_size, Element{0});
   std::fill_n(slice.grad_bias, filters, 0.0f);
   for (std::int64_t first = slice.begin; first < slice.end; first += group) {
     const std::int64_t count = std::min(group, slice.end - first);
     const std::int64_t at = first * pixels * filters;
-    kernels.pack_gradient(
-        {gradient.grad_output + at, conv.relu ? gradient.output + at : nullptr, count * pixels,
-         filters, packed.get(), input_gradient ? padded.get() : nullptr,
-         input_gradient ? input_gradient->padded_offset() : nullptr, slice.grad_bias});
+    kernels.pack_gradient({gradient.grad_output + at, conv.relu ? gradient.output + at : nullptr,
+                           count * pixels, filters, packed.get(), copies ? padded.get() : nullptr,
+                           copies ? input_gradient->padded_offset() : nullptr, slice.grad_bias});
     const Element* images = images_at(kernels, conv, first, count, folded.get());
     kernels.weight_gradient({window_of(conv), images, in_offset.data(), count * pixels,
                              packed.get(), filters, first > slice.begin, slice.grad_weight});
     if (input_gradient) {
       const std::int64_t size = conv.height * conv.width * conv.channels;
-      input_gradient->run(kernels, padded.get(), count, gradient.grad_images + first * size);
+      input_gradient->run(kernels, copies ? padded.get() : packed.get(), count,
+                          gradient.grad_images + first * size);
     }
   }
 }
@@ -109,10 +110,11 @@ void convolve(const Kernels<Element>& kernels, const Convolution<Element>& conv,
     Buffer<Element> folded(scratch_images(conv, group));
     for (std::int64_t first = begin; first < end; first += group) {
       const std::int64_t count = std::min(group, end - first);
-      kernels.product({window_of(conv), images_at(kernels, conv, first, count, folded.get()),
-                       weight.get(), bias, conv.relu,
-                       output + first * conv.out_pixels() * conv.filters, in_offset.data(),
-                       out_offset.data(), count * conv.out_pixels(), conv.filters});
+      kernels.product(Product<Element>{
+          window_of(conv), images_at(kernels, conv, first, count, folded.get()), weight.get(),
+          conv.window() * kFilterGroup, conv.kernel * conv.channels * kFilterGroup, bias, conv.relu,
+          output + first * conv.out_pixels() * conv.filters, in_offset.data(), out_offset.data(),
+          count * conv.out_pixels(), conv.filters});
     }
   });
 }

@@ -46,16 +46,15 @@ void product_tile(const Product<float>& args, int64_t group, int64_t first) {
 #pragma GCC unroll 16
     for (int p = 0; p < kPixels; ++p) sum[p][v] = start;
   }
-  const int64_t panel = args.window.runs * args.window.run_length * kFilterGroup;
-  const float* weight = args.weight + group * panel;
   for (int64_t run = 0; run < args.window.runs; ++run) {
+    const float* weight = args.weight + group * args.weight_group + run * args.weight_run;
     const int64_t begin = run * args.window.run_stride;
     const int64_t end = begin + args.window.run_length;
     for (int64_t i = begin; i < end; ++i) {
       V w[kVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        w[v] = load(weight + v / kGroupVectors * panel + v % kGroupVectors * kLanes);
+        w[v] = load(weight + v / kGroupVectors * args.weight_group + v % kGroupVectors * kLanes);
       }
       weight += kFilterGroup;
 #pragma GCC unroll 16

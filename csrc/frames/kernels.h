@@ -25,8 +25,11 @@ template <class Element>
 struct Product {
   Window window;
   const Element* input;
-  // [runs][run_length / 2][filters][2]; of float [filters / 16][runs][run_length][16]
+  // [runs][run_length / 2][filters][2]; of float [filters / 16][runs][run_length][16], where the
+  // window may be a part of a larger one: the next two are its strides.
   const Element* weight;
+  std::int64_t weight_group;
+  std::int64_t weight_run;
   const float* bias;  // [filters] or null
   bool relu;
   Element* output;

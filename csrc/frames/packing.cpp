@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "frames/packing.h"
 
+#include <algorithm>
 #include <bit>
-#include <utility>
 
 namespace fastdistill::frames {
 namespace {
@@ -87,18 +87,20 @@ InputGradient<Element>::InputGradient(const Convolution<Element>& conv, const Of
                                       std::int64_t group)
     : conv_(conv),
       taps_(conv.kernel / conv.stride),
-      height_(conv.out_height() + 2 * (taps_ - 1)),
-      width_(conv.out_width() + 2 * (taps_ - 1)),
+      pad_(kPads ? taps_ - 1 : 0),
+      height_(conv.out_height() + 2 * pad_),
+      width_(conv.out_width() + 2 * pad_),
       phase_weights_(taps_ * taps_ * conv.filters * conv.channels),
+      group_(group),
       weight_(conv.stride * conv.stride * phase_weights_) {
   for (std::int64_t phase = 0; phase < conv.stride * conv.stride; ++phase) {
     pack_phase(places, phase / conv.stride, phase % conv.stride,
                weight_.get() + phase * phase_weights_);
-    add_offsets(phase / conv.stride, phase % conv.stride, group);
+    add_parts(phase / conv.stride, phase % conv.stride, group);
   }
   for (std::int64_t image = 0; image < group; ++image) {
-    for (std::int64_t y = taps_ - 1; y < taps_ - 1 + conv.out_height(); ++y) {
-      for (std::int64_t x = taps_ - 1; x < taps_ - 1 + conv.out_width(); ++x) {
+    for (std::int64_t y = pad_; y < pad_ + conv.out_height(); ++y) {
+      for (std::int64_t x = pad_; x < pad_ + conv.out_width(); ++x) {
         padded_offset_.push_back(
             static_cast<std::int32_t>(image * padded_size() + (y * width_ + x) * conv.filters));
       }
@@ -107,22 +109,34 @@ InputGradient<Element>::InputGradient(const Convolution<Element>& conv, const Of
 }
 
 template <class Element>
-void InputGradient<Element>::run(const Kernels<Element>& kernels, const Element* padded,
+void InputGradient<Element>::run(const Kernels<Element>& kernels, const Element* gradient,
                                  std::int64_t images, Element* grad_images) const {
-  const std::int64_t phases = conv_.stride * conv_.stride;
-  for (std::int64_t phase = 0; phase < phases; ++phase) {
-    const auto at = static_cast<std::size_t>(phase);
-    kernels.product({{taps_, taps_ * conv_.filters, width_ * conv_.filters},
-                     padded,
-                     weight_.get() + phase * phase_weights_,
-                     nullptr,
-                     false,
-                     grad_images,
-                     from_[at].data(),
-                     to_[at].data(),
-                     images * conv_.height / conv_.stride * (conv_.width / conv_.stride),
-                     conv_.channels});
+  for (const Part& part : parts_) {
+    const std::int64_t first = (part.rows.begin * taps_ + part.columns.begin) * conv_.filters;
+    const std::int64_t run_length = (part.columns.end - part.columns.begin) * conv_.filters;
+    const std::int64_t image_pixels = static_cast<std::int64_t>(part.from.size()) / group_;
+    kernels.product(
+        Product<Element>{{part.rows.end - part.rows.begin, run_length, width_ * conv_.filters},
+                         gradient,
+                         weight_.get() + part.phase * phase_weights_ + first * kFilterGroup,
+                         taps_ * taps_ * conv_.filters * kFilterGroup,
+                         taps_ * conv_.filters * kFilterGroup,
+                         nullptr,
+                         false,
+                         grad_images,
+                         part.from.data(),
+                         part.to.data(),
+                         images * image_pixels,
+                         conv_.channels});
   }
+}
+
+template <class Element>
+typename InputGradient<Element>::Taps InputGradient<Element>::taps_inside(
+    std::int64_t index, std::int64_t out_extent) const {
+  if (kPads) return {0, taps_};
+  return {std::max<std::int64_t>(taps_ - 1 - index, 0),
+          std::min(taps_, out_extent + taps_ - 1 - index)};
 }
 
 template <class Element>
@@ -142,21 +156,34 @@ void InputGradient<Element>::pack_phase(const Offsets& places, std::int64_t py, 
 }
 
 template <class Element>
-void InputGradient<Element>::add_offsets(std::int64_t py, std::int64_t px, std::int64_t group) {
-  Offsets from, to;
+void InputGradient<Element>::add_parts(std::int64_t py, std::int64_t px, std::int64_t group) {
+  const std::int64_t outside = taps_ - 1 - pad_;  // how far before the first value a window begins
   for (std::int64_t image = 0; image < group; ++image) {
     for (std::int64_t y = py; y < conv_.height; y += conv_.stride) {
       for (std::int64_t x = px; x < conv_.width; x += conv_.stride) {
         const std::int64_t row = y / conv_.stride, column = x / conv_.stride;
-        from.push_back(static_cast<std::int32_t>(image * padded_size() +
-                                                 (row * width_ + column) * conv_.filters));
-        to.push_back(static_cast<std::int32_t>(((image * conv_.height + y) * conv_.width + x) *
-                                               conv_.channels));
+        const Taps rows = taps_inside(row, conv_.out_height());
+        const Taps columns = taps_inside(column, conv_.out_width());
+        const std::int64_t from =
+            (row + rows.begin - outside) * width_ + column + columns.begin - outside;
+        const std::int64_t to = (image * conv_.height + y) * conv_.width + x;
+        Part& part = part_of(py * conv_.stride + px, rows, columns);
+        part.from.push_back(
+            static_cast<std::int32_t>(image * padded_size() + from * conv_.filters));
+        part.to.push_back(static_cast<std::int32_t>(to * conv_.channels));
       }
     }
   }
-  from_.push_back(std::move(from));
-  to_.push_back(std::move(to));
+}
+
+template <class Element>
+typename InputGradient<Element>::Part& InputGradient<Element>::part_of(std::int64_t phase,
+                                                                       Taps rows, Taps columns) {
+  for (Part& part : parts_) {
+    if (part.phase == phase && part.rows == rows && part.columns == columns) return part;
+  }
+  parts_.push_back({phase, rows, columns, {}, {}});
+  return parts_.back();
 }
 
 template Offsets weight_places(const Convolution<std::uint16_t>&);

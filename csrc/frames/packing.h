@@ -48,10 +48,14 @@ template <class Element>
 Offsets input_offsets(const Convolution<Element>& conv, std::int64_t images);
 
 // The gradient of the input is, for each of stride * stride phases of its pixels, a convolution of
-// the padded gradient of the output with every stride-th weight.
+// the gradient of the output with every stride-th weight, where the windows of pixels near an edge
+// reach over it. In bfloat16 the gradient is padded with zeros there; in float32 the pixels are
+// parted by what is left of their windows.
 template <class Element>
 class InputGradient {
  public:
+  static constexpr bool kPads = sizeof(Element) == sizeof(std::uint16_t);
+
   // `conv` must outlive it. For up to `group` images at once.
   InputGradient(const Convolution<Element>& conv, const Offsets& places, std::int64_t group);
 
@@ -61,22 +65,40 @@ class InputGradient {
   // Where the output pixels of the group lie in it.
   const std::int32_t* padded_offset() const { return padded_offset_.data(); }
 
-  void run(const Kernels<Element>& kernels, const Element* padded, std::int64_t images,
+  // `gradient` is padded, or as pack_gradient packs it.
+  void run(const Kernels<Element>& kernels, const Element* gradient, std::int64_t images,
            Element* grad_images) const;
 
  private:
+  struct Taps {  // of a window along one axis
+    std::int64_t begin;
+    std::int64_t end;
+    bool operator==(const Taps&) const = default;
+  };
+  struct Part {
+    std::int64_t phase;
+    Taps rows;
+    Taps columns;
+    Offsets from;
+    Offsets to;
+  };
+
+  // Those of the window of the `index`th pixel of a phase that lie inside.
+  Taps taps_inside(std::int64_t index, std::int64_t out_extent) const;
   void pack_phase(const Offsets& places, std::int64_t py, std::int64_t px, Element* out);
-  void add_offsets(std::int64_t py, std::int64_t px, std::int64_t group);
+  void add_parts(std::int64_t py, std::int64_t px, std::int64_t group);
+  Part& part_of(std::int64_t phase, Taps rows, Taps columns);
 
   const Convolution<Element>& conv_;
   std::int64_t taps_;
+  std::int64_t pad_;
   std::int64_t height_;
   std::int64_t width_;
   std::int64_t phase_weights_;
+  std::int64_t group_;
   Buffer<Element> weight_;
   Offsets padded_offset_;
-  std::vector<Offsets> from_;
-  std::vector<Offsets> to_;
+  std::vector<Part> parts_;
 };
 
 }  // namespace fastdistill::frames
