@@ -12,8 +12,8 @@
 namespace fastdistill::frames::FASTDISTILL_ISA {
 namespace {
 
-constexpr int kLanes = FASTDISTILL_VECTOR_BYTES / 4;
-constexpr int kGroupVectors = static_cast<int>(kFilterGroup) / kLanes;
+constexpr int64_t kLanes = FASTDISTILL_VECTOR_BYTES / 4;
+constexpr int64_t kGroupVectors = kFilterGroup / kLanes;
 
 using V = float __attribute__((vector_size(kLanes * 4)));
 using VUnaligned = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -28,7 +28,7 @@ V broadcast(float value) { return value - V{}; }
 // kPixels pixels by kGroups groups of 16 filters.
 template <int kGroups, int kPixels>
 void product_tile(const Product<float>& args, int64_t group, int64_t first) {
-  constexpr int kVectors = kGroups * kGroupVectors;
+  constexpr int64_t kVectors = kGroups * kGroupVectors;
   const float* input[kPixels];
   float* output[kPixels];
 #pragma GCC unroll 16
@@ -99,7 +99,7 @@ void product(const Product<float>& args) {
 
 // Sums over pixels [begin, end) for kTileFilters filters and kVectors vectors of the window, whose
 // values there are at input + in_offset[pixel].
-constexpr int kTileFilters = kLanes == 8 ? 4 : 8;
+constexpr int64_t kTileFilters = kLanes == 8 ? 4 : 8;
 struct WeightTile {
   const float* input;
   const float* gradient;
@@ -188,7 +188,7 @@ void pack_gradient(const GradientPack<float>& args) {
 }
 
 // __builtin_convertvector of GCC 12 would take bytes one by one.
-template <int lanes>
+template <int64_t lanes>
 auto from_bytes(const uint8_t* p) {
   if constexpr (lanes == 8) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
@@ -206,7 +206,7 @@ V standardised(const uint8_t* frame, const float* mean, const float* scale, V li
   return above > limit ? limit : above;
 }
 
-template <int quad>
+template <int64_t quad>
 void store_quads(float* out, int64_t stride, V row) {
   *reinterpret_cast<QuadUnaligned*>(out) =
       __builtin_shufflevector(row, row, 4 * quad, 4 * quad + 1, 4 * quad + 2, 4 * quad + 3);
@@ -236,7 +236,7 @@ void fold_frames(const Fold& args, float* output) {
 
 }  // namespace
 
-extern const Kernels<float> kernels;
-const Kernels<float> kernels{product, weight_gradient, pack_gradient, fold_frames};
+extern const Kernels<float> kKernels;
+const Kernels<float> kKernels{product, weight_gradient, pack_gradient, fold_frames};
 
 }  // namespace fastdistill::frames::FASTDISTILL_ISA

@@ -253,7 +253,7 @@ void fold_frames(const Fold& args, uint16_t* output) {
 
 }  // namespace
 
-extern const Kernels<uint16_t> kernels;
-const Kernels<uint16_t> kernels{product, weight_gradient, pack_gradient, fold_frames};
+extern const Kernels<uint16_t> kKernels;
+const Kernels<uint16_t> kKernels{product, weight_gradient, pack_gradient, fold_frames};
 
 }  // namespace fastdistill::frames::avx512bf16

@@ -19,7 +19,7 @@ using namespace fastdistill;
 using namespace fastdistill::frames;
 
 namespace fastdistill::frames::wide {
-extern const Kernels<float> kernels;
+extern const Kernels<float> kKernels;
 }
 
 namespace {
@@ -275,7 +275,7 @@ void run_all(const char* name, const Kernels<Element>* kernels) {
 
 int main() {
   run_all("AVX2", float_kernels("avx2"));
-  run_all("AVX2", float_kernels("avx2") != nullptr ? &wide::kernels : nullptr);
+  run_all("AVX2", float_kernels("avx2") != nullptr ? &wide::kKernels : nullptr);
   run_all("AVX-512", float_kernels("avx512"));
   run_all("AVX512-BF16", bfloat16_kernels());
   CHECK(float_kernels("baseline") == nullptr);
