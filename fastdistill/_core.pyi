@@ -50,8 +50,8 @@ def cpu_isa() -> str:
 
 # ---- convolutions; results are written into the arguments that are made for them ----
 
-def has_convolutions() -> bool:
-    """Whether this CPU can run convolve: it has AVX512-BF16."""
+def has_convolutions(bfloat16: bool, /) -> bool:
+    """Whether this CPU can run convolve in float32, or in bfloat16, and is allowed to."""
 
 def convolve(
     input: Tensor,

@@ -3,11 +3,13 @@
 // here, so that a mistake in the Python half never reaches memory.
 #include "bindings/frames_binding.h"
 
+#include <cstring>
 #include <initializer_list>
 #include <string>
 
 #include "bindings/tensor_view.h"
 #include "frames/convolution.h"
+#include "losses/cpu_dispatch.h"
 
 namespace py = pybind11;
 
@@ -146,62 +148,91 @@ Element* output_of(const frames::Convolution<Element>& conv, py::handle object,
             {conv.batch, conv.out_height(), conv.out_width(), conv.filters}, argument));
 }
 
-void require_support() {
-  if (frames::supported()) return;
-  PyErr_SetString(PyExc_RuntimeError, "convolve: this CPU must have AVX512-BF16");
-  throw py::error_already_set();
+// Those of the instruction set that the losses run with; the native bfloat16 comes with avx512.
+template <class Element>
+const frames::Kernels<Element>* available();
+template <>
+const frames::Kernels<float>* available<float>() {
+  return frames::float_kernels(cpu_isa());
+}
+template <>
+const frames::Kernels<std::uint16_t>* available<std::uint16_t>() {
+  const bool asked = std::strcmp(cpu_isa(), "avx512") == 0;
+  return asked ? frames::bfloat16_kernels() : nullptr;
+}
+
+bool has_convolutions(bool bfloat16) {
+  return bfloat16 ? available<std::uint16_t>() != nullptr : available<float>() != nullptr;
+}
+
+template <class Element>
+const frames::Kernels<Element>& required() {
+  const frames::Kernels<Element>* kernels = available<Element>();
+  if (kernels != nullptr) return *kernels;
+  raise_value(kFunction, "dtype", "be one that this CPU has convolutions for",
+              kImages<Element>.name);
 }
 
 template <class Element>
 void convolve_in(py::handle input, py::handle statistics, py::handle weight, py::handle bias,
                  std::int64_t stride, bool relu, py::handle output) {
+  const frames::Kernels<Element>& kernels = required<Element>();
   const frames::Convolution<Element> conv = read<Element>(input, statistics, weight, stride, relu);
   const auto* offsets = static_cast<const float*>(sized(bias, kFloats, {conv.filters}, "bias"));
   Element* out = output_of(conv, output, "output");
   const py::gil_scoped_release release;
-  frames::convolve(conv, offsets, out);
+  frames::convolve(kernels, conv, offsets, out);
 }
 
 // The output's type says in which the products are.
 void convolve(py::handle input, py::handle statistics, py::handle weight, py::handle bias,
               std::int64_t stride, bool relu, py::handle output) {
-  require_support();
   const bool in_float = has_type(view_of(output, {kFunction, "output"}), kFloats);
   (in_float ? convolve_in<float> : convolve_in<std::uint16_t>)(input, statistics, weight, bias,
                                                                stride, relu, output);
 }
 
-void convolve_backward(py::handle input, py::handle statistics, py::handle weight,
-                       std::int64_t stride, py::handle output, py::handle grad_output,
-                       py::handle grad_input, py::handle grad_weight, py::handle grad_bias) {
-  require_support();
+template <class Element>
+void backward_in(py::handle input, py::handle statistics, py::handle weight, std::int64_t stride,
+                 py::handle output, py::handle grad_output, py::handle grad_input,
+                 py::handle grad_weight, py::handle grad_bias) {
+  const frames::Kernels<Element>& kernels = required<Element>();
   const bool relu = !output.is_none();
-  const frames::Convolution<std::uint16_t> conv =
-      read<std::uint16_t>(input, statistics, weight, stride, relu);
-  frames::ConvolutionGradient gradient;
+  const frames::Convolution<Element> conv = read<Element>(input, statistics, weight, stride, relu);
+  frames::ConvolutionGradient<Element> gradient;
   gradient.grad_output = output_of(conv, grad_output, "grad_output");
   if (relu) gradient.output = output_of(conv, output, "output");
   if (!grad_input.is_none()) {
     if (conv.frames != nullptr) {
       raise_value(kFunction, "grad_input", "be None for frames", "a tensor");
     }
-    gradient.grad_images = static_cast<std::uint16_t*>(sized(
-        grad_input, kHalves, {conv.batch, conv.height, conv.width, conv.channels}, "grad_input"));
+    gradient.grad_images = static_cast<Element*>(
+        sized(grad_input, kImages<Element>, {conv.batch, conv.height, conv.width, conv.channels},
+              "grad_input"));
   }
   const dlpack::Tensor w = dense(weight, kFloats, 4, "weight");
   gradient.grad_weight = static_cast<float*>(
       sized(grad_weight, kFloats, {w.shape[0], w.shape[1], w.shape[2], w.shape[3]}, "grad_weight"));
   gradient.grad_bias = static_cast<float*>(sized(grad_bias, kFloats, {conv.filters}, "grad_bias"));
   const py::gil_scoped_release release;
-  frames::convolve_backward(conv, gradient);
+  frames::convolve_backward(kernels, conv, gradient);
+}
+
+void convolve_backward(py::handle input, py::handle statistics, py::handle weight,
+                       std::int64_t stride, py::handle output, py::handle grad_output,
+                       py::handle grad_input, py::handle grad_weight, py::handle grad_bias) {
+  const bool in_float = has_type(view_of(grad_output, {kFunction, "grad_output"}), kFloats);
+  (in_float ? backward_in<float> : backward_in<std::uint16_t>)(input, statistics, weight, stride,
+                                                               output, grad_output, grad_input,
+                                                               grad_weight, grad_bias);
 }
 
 }  // namespace
 
 void register_frames(py::module_& m) {
-  m.def("has_convolutions", &frames::supported,
-        "Whether this CPU can run convolve: it has AVX512-BF16.");
   using py::arg;
+  m.def("has_convolutions", &has_convolutions, arg("bfloat16"), py::pos_only(),
+        "Whether this CPU can run convolve in float32, or in bfloat16, and is allowed to.");
   m.def("convolve", &convolve, arg("input"), arg("statistics"), arg("weight"), arg("bias"),
         arg("stride"), arg("relu"), arg("output"), py::pos_only(),
         "Convolution of images or of uint8 frames; see fastdistill.networks.convolutions.");

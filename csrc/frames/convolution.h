@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Convolutions of small images in bfloat16 with float32 sums (and, without gradients, in float32),
-// for the few input channels and filters of the networks that play Atari, where general libraries
-// reach a third of the machine.
-// Needs a CPU with AVX512-BF16; no Python and no torch header may enter csrc/frames.
+// Convolutions of small images in bfloat16 with float32 sums, or in float32, for the few input
+// channels and filters of the networks that play Atari, where general libraries reach a third of
+// the machine. The kernels (kernels.h) say in which type and with which instructions.
+// No Python and no torch header may enter csrc/frames.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,9 @@
 
 namespace fastdistill::frames {
 
-// Whether this CPU has the instructions.
-bool supported();
-
 // A convolution without padding: (height - kernel) and (width - kernel) are multiples of stride,
 // kernel is one of stride, filters one of 16 and at most 64. Images are bfloat16 bits or floats,
-// [batch][height][width][channels] with an even number of channels.
+// [batch][height][width][channels], channels likewise.
 //
 // With `frames`, the input is uint8 [batch][planes][4 * height][4 * width] instead, which is
 // standardised and folded on the way (kernels.h: fold_frames); the caller's kernel of 4 * kernel
@@ -46,16 +43,20 @@ struct Convolution {
 
 // output: [batch][out_height][out_width][filters]. Element is std::uint16_t or float.
 template <class Element>
-void convolve(const Convolution<Element>& conv, const float* bias, Element* output);
+void convolve(const Kernels<Element>& kernels, const Convolution<Element>& conv, const float* bias,
+              Element* output);
 
 // Gradients of the same call; the result does not depend on the number of threads.
+template <class Element>
 struct ConvolutionGradient {
-  const std::uint16_t* grad_output = nullptr;  // as output
-  const std::uint16_t* output = nullptr;       // with relu: what convolve wrote
-  std::uint16_t* grad_images = nullptr;        // as images; null = not wanted
-  float* grad_weight = nullptr;                // as weight
+  const Element* grad_output = nullptr;  // as output
+  const Element* output = nullptr;       // with relu: what convolve wrote
+  Element* grad_images = nullptr;        // as images; null = not wanted
+  float* grad_weight = nullptr;          // as weight
   float* grad_bias = nullptr;
 };
-void convolve_backward(const Convolution<std::uint16_t>& conv, const ConvolutionGradient& gradient);
+template <class Element>
+void convolve_backward(const Kernels<Element>& kernels, const Convolution<Element>& conv,
+                       const ConvolutionGradient<Element>& gradient);
 
 }  // namespace fastdistill::frames

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Each product instruction multiplies 16 pairs of bfloat16 (or 16 floats) and adds them to 16
-// float32 sums. Tiles of the result stay in registers; one operand is read 16 wide, the other
-// broadcast a pair (or a float) at a time. No header with shared inline functions is included: this
-// file's build flags are its own.
-#include "frames/kernels.h"
-
-#if defined(__AVX512BF16__)
-
+// Each product instruction multiplies 16 pairs of bfloat16 and adds them to 16 float32 sums. Tiles
+// of the result stay in registers; one operand is read 16 pairs wide, the other broadcast a pair at
+// a time. No header with shared inline functions is included: this file's build flags are its own.
 #include <immintrin.h>
 #include <stdint.h>
 
-namespace fastdistill::frames {
+#include "frames/kernels.h"
+
+namespace fastdistill::frames::avx512bf16 {
 namespace {
 
 __m512 multiply_pairs(__m512 sum, __m512i a, __m512i b) {
@@ -35,36 +32,11 @@ __m256i load_half(const uint16_t* p) {
 
 void store_half(uint16_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 
-// How many values of the window one instruction takes, and which instruction it is.
-template <class Element>
-struct Arithmetic;
-
-template <>
-struct Arithmetic<uint16_t> {
-  static constexpr int64_t kStep = 2;
-  using Vector = __m512i;
-  static Vector load(const uint16_t* p) { return _mm512_loadu_si512(p); }
-  static Vector broadcast(const uint16_t* p) { return broadcast_pair(p); }
-  static __m512 multiply_add(__m512 sum, Vector x, Vector w) { return multiply_pairs(sum, x, w); }
-  static void store(uint16_t* p, __m512 values) { store_half(p, to_bfloat16(values)); }
-};
-
-template <>
-struct Arithmetic<float> {
-  static constexpr int64_t kStep = 1;
-  using Vector = __m512;
-  static Vector load(const float* p) { return _mm512_loadu_ps(p); }
-  static Vector broadcast(const float* p) { return _mm512_set1_ps(*p); }
-  static __m512 multiply_add(__m512 sum, Vector x, Vector w) { return _mm512_fmadd_ps(x, w, sum); }
-  static void store(float* p, __m512 values) { _mm512_storeu_ps(p, values); }
-};
-
 // kPixels x kGroups sums at once.
-template <int kGroups, int kPixels, class Element>
-void product_tile(const Product<Element>& args, int64_t first) {
-  using Math = Arithmetic<Element>;
-  const Element* input[kPixels];
-  Element* output[kPixels];
+template <int kGroups, int kPixels>
+void product_tile(const Product<uint16_t>& args, int64_t first) {
+  const uint16_t* input[kPixels];
+  uint16_t* output[kPixels];
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p) {
     // Past the end the last pixel is computed again.
@@ -80,20 +52,20 @@ void product_tile(const Product<Element>& args, int64_t first) {
 #pragma GCC unroll 16
     for (int p = 0; p < kPixels; ++p) sum[p][g] = start;
   }
-  const Element* weight = args.weight;
+  const uint16_t* weight = args.weight;
   for (int64_t run = 0; run < args.window.runs; ++run) {
     const int64_t begin = run * args.window.run_stride;
     const int64_t end = begin + args.window.run_length;
-    for (int64_t i = begin; i < end; i += Math::kStep) {
-      typename Math::Vector w[kGroups];
+    for (int64_t i = begin; i < end; i += 2) {
+      __m512i w[kGroups];
 #pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) w[g] = Math::load(weight + kFilterGroup * Math::kStep * g);
-      weight += kFilterGroup * Math::kStep * kGroups;
+      for (int g = 0; g < kGroups; ++g) w[g] = _mm512_loadu_si512(weight + kFilterGroup * 2 * g);
+      weight += kFilterGroup * 2 * kGroups;
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
-        const typename Math::Vector x = Math::broadcast(input[p] + i);
+        const __m512i x = broadcast_pair(input[p] + i);
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroups; ++g) sum[p][g] = Math::multiply_add(sum[p][g], x, w[g]);
+        for (int g = 0; g < kGroups; ++g) sum[p][g] = multiply_pairs(sum[p][g], x, w[g]);
       }
     }
   }
@@ -103,18 +75,17 @@ void product_tile(const Product<Element>& args, int64_t first) {
     for (int g = 0; g < kGroups; ++g) {
       // With the value second, a NaN stays one.
       const __m512 value = args.relu ? _mm512_max_ps(_mm512_setzero_ps(), sum[p][g]) : sum[p][g];
-      Math::store(output[p] + g * kFilterGroup, value);
+      store_half(output[p] + g * kFilterGroup, to_bfloat16(value));
     }
   }
 }
 
-template <int kGroups, int kPixels, class Element>
-void product_of(const Product<Element>& args) {
+template <int kGroups, int kPixels>
+void product_of(const Product<uint16_t>& args) {
   for (int64_t p = 0; p < args.pixels; p += kPixels) product_tile<kGroups, kPixels>(args, p);
 }
 
-template <class Element>
-void product_by_groups(const Product<Element>& args) {
+void product(const Product<uint16_t>& args) {
   switch (args.filters / kFilterGroup) {
     case 1:
       return product_of<1, 12>(args);
@@ -143,7 +114,7 @@ __m512i interleave_high(__m512i a, __m512i b) {
 
 // The sums of 8 filters from `filter` on and of the run's 32 values from `first` on, or as many as
 // it has.
-void weight_tile(const WeightGradient& args, int64_t run, int64_t first, int64_t filter) {
+void weight_tile(const WeightGradient<uint16_t>& args, int64_t run, int64_t first, int64_t filter) {
   constexpr int kFilters = 8;
   const Window& window = args.window;
   const int64_t left = window.run_length - first;
@@ -153,7 +124,7 @@ void weight_tile(const WeightGradient& args, int64_t run, int64_t first, int64_t
   const int64_t stride = window.runs * window.run_length;
   float* result = args.grad_weight + filter * stride + run * window.run_length + first;
   const uint16_t* input = args.input + run * window.run_stride + first;
-  const uint16_t* gradient = args.pairs + 2 * filter;
+  const uint16_t* gradient = args.packed + 2 * filter;
   __m512 sum[kFilters][2];
 #pragma GCC unroll 8
   for (int f = 0; f < kFilters; ++f) {
@@ -206,12 +177,7 @@ __m512i two_rows(const Fold& args, int64_t plane, int64_t y, int64_t x) {
       _mm512_cvtne2ps_pbh(standardised(args, plane, y + 1, x), standardised(args, plane, y, x)));
 }
 
-}  // namespace
-
-void product(const Product<uint16_t>& args) { product_by_groups(args); }
-void product(const Product<float>& args) { product_by_groups(args); }
-
-void weight_gradient(const WeightGradient& args) {
+void weight_gradient(const WeightGradient<uint16_t>& args) {
   const Window& window = args.window;
   for (int64_t run = 0; run < window.runs; ++run) {
     for (int64_t i = 0; i < window.run_length; i += 32) {
@@ -220,7 +186,16 @@ void weight_gradient(const WeightGradient& args) {
   }
 }
 
-void pack_gradient(const GradientPair& args, int64_t filters) {
+// Two adjacent pixels; a null gradient stands for none, a null copy for one that is not wanted.
+struct GradientPair {
+  const uint16_t* gradient[2];
+  const uint16_t* output[2];
+  uint16_t* copy[2];
+  uint16_t* pairs;
+  float* grad_bias;
+};
+
+void pack_pair(const GradientPair& args, int64_t filters) {
   for (int64_t f = 0; f < filters; f += kFilterGroup) {
     __m256i half[2];
     for (int k = 0; k < 2; ++k) {
@@ -234,6 +209,21 @@ void pack_gradient(const GradientPair& args, int64_t filters) {
     _mm512_storeu_si512(args.pairs + 2 * f, pairs);
     const __m512 sum = _mm512_add_ps(to_float(half[0]), to_float(half[1]));
     _mm512_storeu_ps(args.grad_bias + f, _mm512_add_ps(_mm512_loadu_ps(args.grad_bias + f), sum));
+  }
+}
+
+void pack_gradient(const GradientPack<uint16_t>& args) {
+  for (int64_t p = 0; p < args.pixels; p += 2) {
+    GradientPair pair{};
+    for (int64_t k = 0; k < 2 && p + k < args.pixels; ++k) {
+      const int64_t at = (p + k) * args.filters;
+      pair.gradient[k] = args.gradient + at;
+      pair.output[k] = args.output != nullptr ? args.output + at : nullptr;
+      if (args.copy != nullptr) pair.copy[k] = args.copy + args.copy_offset[p + k];
+    }
+    pair.pairs = args.packed + p * args.filters;
+    pair.grad_bias = args.grad_bias;
+    pack_pair(pair, args.filters);
   }
 }
 
@@ -261,35 +251,9 @@ void fold_frames(const Fold& args, uint16_t* output) {
   }
 }
 
-void fold_frames(const Fold& args, float* output) {
-  const int64_t blocks = args.width / 4;
-  const int64_t channels = 16 * args.planes;
-  for (int64_t y = 0; y < args.height; ++y) {
-    for (int64_t plane = 0; plane < args.planes; ++plane) {
-      for (int64_t bx = 0; bx < blocks; bx += 4) {
-        const int64_t block = bx + 4 <= blocks ? bx : blocks - 4;  // the last ones once more
-        const __m512 row = standardised(args, plane, y, 4 * block);
-        float* out = output + (y / 4 * blocks + block) * channels + plane * 16 + y % 4 * 4;
-        _mm_storeu_ps(out, _mm512_castps512_ps128(row));
-        _mm_storeu_ps(out + channels, _mm512_extractf32x4_ps(row, 1));
-        _mm_storeu_ps(out + 2 * channels, _mm512_extractf32x4_ps(row, 2));
-        _mm_storeu_ps(out + 3 * channels, _mm512_extractf32x4_ps(row, 3));
-      }
-    }
-  }
-}
+}  // namespace
 
-}  // namespace fastdistill::frames
+extern const Kernels<uint16_t> kKernels;
+const Kernels<uint16_t> kKernels{product, weight_gradient, pack_gradient, fold_frames};
 
-#else  // supported() is false there
-
-namespace fastdistill::frames {
-void product(const Product<std::uint16_t>&) { __builtin_trap(); }
-void product(const Product<float>&) { __builtin_trap(); }
-void weight_gradient(const WeightGradient&) { __builtin_trap(); }
-void pack_gradient(const GradientPair&, std::int64_t) { __builtin_trap(); }
-void fold_frames(const Fold&, std::uint16_t*) { __builtin_trap(); }
-void fold_frames(const Fold&, float*) { __builtin_trap(); }
-}  // namespace fastdistill::frames
-
-#endif
+}  // namespace fastdistill::frames::avx512bf16

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Convolutions of small images on CPUs that multiply bfloat16, quicker than torch's.
+"""Convolutions of small images on a CPU, quicker than torch's.
 
 The first layer takes the uint8 frames themselves and standardises them on the way. Images are
-``[batch, height, width, channels]``. In bfloat16, activations and the weights' operands are rounded
-to it (to nearest, ties to even), as under torch's autocast; sums, biases and the gradients of
-weights are float32. In float32, which is for inference, nothing is rounded and nothing has a
-gradient.
+``[batch, height, width, channels]``. In float32 they need AVX2 and FMA, or AVX-512. In bfloat16
+they need AVX512-BF16; activations and the weights' operands are rounded to it (to nearest, ties to
+even), as under torch's autocast, while sums, biases and the gradients of weights are float32.
+Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -26,9 +26,29 @@ _GROUP, _MAX_FILTERS = 16, 64
 
 
 @functools.cache
-def is_available() -> bool:
-    """Whether this CPU has the instructions (AVX512-BF16) and FASTDISTILL_CPU asks for no less."""
-    return core.has_convolutions() and core.cpu_isa() == "avx512"
+def is_available(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this CPU has the instructions for ``dtype`` and FASTDISTILL_CPU lets them be used."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    available: bool = core.has_convolutions(dtype == torch.bfloat16)
+    return available
+
+
+def prefers_bfloat16(device: torch.device) -> bool:
+    """Whether networks on ``device`` are quicker under bfloat16 autocast than in float32.
+
+    True on a GPU with bfloat16 units and on a CPU that multiplies bfloat16 itself (AVX512-BF16,
+    if FASTDISTILL_CPU lets it be used). On any other CPU torch emulates bfloat16, several times
+    slower than float32.
+
+    Args:
+        device: Where the network will run.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return native
+    return device.type == "cpu" and is_available(torch.bfloat16)
 
 
 def is_traced() -> bool:
@@ -74,7 +94,7 @@ def convolve(
     statistics: Statistics | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """A convolution without padding, with its bias and rectification, differentiable in bfloat16.
+    """A convolution without padding, with its bias and rectification; differentiable once.
 
     Args:
         images: ``[batch, height, width, channels]`` of ``dtype``, or with ``statistics`` frames,
@@ -84,19 +104,19 @@ def convolve(
         stride: Divides the kernel and the images' height and width; 4 for frames.
         relu: Whether to return ``max(0, result)``.
         statistics: Frames become ``clip((frame - mean) * scale, -limit, limit)`` first.
-        dtype: bfloat16, or float32 for a result without a gradient.
+        dtype: bfloat16 or float32.
 
     Returns:
         ``[batch, out_height, out_width, filters]`` of ``dtype``.
 
     Raises:
-        ValueError: Sizes that it does not serve; filters are 16, 32, 48 or 64.
+        ValueError: Sizes that it does not serve (filters are 16, 32, 48 or 64), or a dtype that
+            this CPU has no convolutions for.
         TypeError: Wrong dtypes.
-        RuntimeError: Not available on this CPU.
     """
-    if dtype == torch.float32:
-        return _forward(images, weight.detach(), bias.detach(), stride, relu, statistics, dtype)
-    return _Convolve.apply(images, weight, bias, stride, relu, statistics)  # type: ignore[no-any-return, no-untyped-call]
+    if not torch.is_grad_enabled():
+        return _forward(images, weight, bias, stride, relu, statistics, dtype)
+    return _Convolve.apply(images, weight, bias, stride, relu, statistics, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _forward(
@@ -126,8 +146,9 @@ class _Convolve(torch.autograd.Function):
         stride: int,
         relu: bool,
         statistics: Statistics | None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        output = _forward(images, weight, bias, stride, relu, statistics, torch.bfloat16)
+        output = _forward(images, weight, bias, stride, relu, statistics, dtype)
         ctx.save_for_backward(images, weight, output if relu else None)
         ctx.stride, ctx.statistics = stride, statistics
         return output
@@ -150,4 +171,4 @@ class _Convolve(torch.autograd.Function):
             grad_weight,
             grad_bias,
         )
-        return grad_images, grad_weight, grad_bias, None, None, None
+        return grad_images, grad_weight, grad_bias, None, None, None, None

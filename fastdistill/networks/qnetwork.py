@@ -4,8 +4,8 @@
 One frozen ``Architecture`` describes a network completely and is what a checkpoint stores. Two
 things differ from the usual code, both measured to matter: observation statistics are buffers of
 the network and its input is standardised with them, and the heads compute in float32 under any
-autocast, because the best two actions are often 0.01 apart. Under bfloat16 autocast on a CPU with
-the instructions for it, the convolutions are those of ``fastdistill.networks.convolutions``.
+autocast, because the best two actions are often 0.01 apart. On a CPU with the instructions for it,
+the convolutions are those of ``fastdistill.networks.convolutions``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class QNetwork(nn.Module):
 
     Attributes:
         architecture: The description it was built from.
-        uses_frames: Whether ``convolutions`` computes its convolutions of uint8 images under
-            bfloat16 autocast, and without gradients in float32; can be set to False.
+        uses_frames: Whether ``convolutions`` computes its convolutions of uint8 images in
+            float32 and, where the CPU multiplies bfloat16, under autocast; can be set to False.
     """
 
     obs_mean: Tensor
@@ -148,9 +148,9 @@ class QNetwork(nn.Module):
         )
         if not is_for_frames:
             return None
-        if not torch.is_autocast_enabled("cpu"):
-            return None if torch.is_grad_enabled() else torch.float32
-        return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
+        is_autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if is_autocast else torch.float32
+        return dtype if frames.is_available(dtype) else None
 
     def _features_of_frames(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         statistics = (self.obs_mean, self.obs_scale, _CLIP)

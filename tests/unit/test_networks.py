@@ -51,6 +51,7 @@ def test_forward_equals_the_formula_written_out():
 
 def test_uint8_input_is_scaled_to_one_until_statistics_are_set():
     network = QNetwork(paper_architecture("4%", 4))
+    network.uses_frames = False  # which would not call the layers
     white = torch.full((1, 4, 84, 84), 255, dtype=torch.uint8)
     seen = []
     network.trunk[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
@@ -61,6 +62,7 @@ def test_uint8_input_is_scaled_to_one_until_statistics_are_set():
 def test_a_pixel_that_never_moved_is_clipped_when_it_does():
     network = QNetwork(paper_architecture("4%", 4))
     network.set_obs_statistics(torch.zeros(84, 84), torch.zeros(84, 84))
+    network.uses_frames = False  # which would not call the layers
     seen = []
     network.trunk[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     network(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8))
