@@ -63,7 +63,7 @@ def convolve(
     output: Tensor,
     /,
 ) -> None:
-    """Convolution of images or of uint8 frames; see fastdistill.frames."""
+    """Convolution of images or of uint8 frames; see fastdistill.networks.convolutions."""
 
 def convolve_backward(
     input: Tensor,

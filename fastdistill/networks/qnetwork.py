@@ -32,7 +32,8 @@ class QNetwork(nn.Module):
     Attributes:
         architecture: The description it was built from.
         uses_frames: Whether ``convolutions`` computes its convolutions of uint8 images in
-            float32 and, where the CPU multiplies bfloat16, under autocast; can be set to False.
+            float32 and, where the CPU multiplies bfloat16, under autocast. False leaves them to
+            torch, for hooks on the layers or second derivatives, which it does not have.
     """
 
     obs_mean: Tensor

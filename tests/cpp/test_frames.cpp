@@ -275,7 +275,9 @@ void run_all(const char* name, const Kernels<Element>* kernels) {
 
 int main() {
   run_all("AVX2", float_kernels("avx2"));
+#if defined(__x86_64__)
   run_all("AVX2", float_kernels("avx2") != nullptr ? &wide::kKernels : nullptr);
+#endif
   run_all("AVX-512", float_kernels("avx512"));
   run_all("AVX512-BF16", bfloat16_kernels());
   CHECK(float_kernels("baseline") == nullptr);
