@@ -26,11 +26,17 @@ from fastdistill.networks import SIZES
 from fastdistill.recipes.options import at_least, one_of, positive, share
 from fastdistill.report import try_report
 from fastdistill.teachers import Teacher, load_teacher, recorded_game
+from fastdistill.training.configuration import default_of
 from fastdistill.training.drivers import DRIVERS
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.learners.student import LOSSES, OWN, OwnStudent, make_students
 from fastdistill.training.optimizing import OPTIMIZERS, linear
-from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
+from fastdistill.training.process import (
+    default_bfloat16,
+    deterministic_kernels,
+    keep_freed_memory,
+    pick_device,
+)
 from fastdistill.training.publishing import load_student, publish_student, student_path
 from fastdistill.training.run import Run, Stop, say
 from fastdistill.training.state import select, under
@@ -84,8 +90,9 @@ class DistillConfig:
     """States kept; an Atari state takes 7.2 KB."""
     epsilon: float = 0.05
     """Share of random actions in the play."""
-    bfloat16: bool = True
-    """The students' convolutions in bfloat16; labels and heads are float32 always."""
+    bfloat16: bool = field(default_factory=default_bfloat16)
+    """The students' convolutions in bfloat16; labels and heads are float32 always; by default where
+    the machine multiplies bfloat16 itself."""
     score_every_updates: int = 2_500
     """Updates between scorings of the students; the best is kept."""
     score_episodes: int = 10
@@ -123,7 +130,7 @@ class DistillConfig:
         for option in fields(self):
             value = getattr(self, option.name)
             flag = option.name.replace("_", "-")
-            if value == option.default:
+            if value == default_of(option):
                 continue
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")

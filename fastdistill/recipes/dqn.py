@@ -12,7 +12,7 @@ Sources: Mnih et al. 2015 (DQN), van Hasselt et al. 2016 (double), Schaul et al.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,7 +29,12 @@ from fastdistill.training.counters import Means
 from fastdistill.training.inputs import random_play_statistics
 from fastdistill.training.learners.dqn import DqnLearner
 from fastdistill.training.optimizing import linear
-from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
+from fastdistill.training.process import (
+    default_bfloat16,
+    deterministic_kernels,
+    keep_freed_memory,
+    pick_device,
+)
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.selection import Best
 from fastdistill.training.state import select, under
@@ -85,8 +90,9 @@ class DqnConfig:
     """Final share of random actions; it starts at 1."""
     epsilon_steps: int = 100_000
     """Agent steps over which epsilon falls."""
-    bfloat16: bool = True
-    """Convolutions in bfloat16; the head is float32 always."""
+    bfloat16: bool = field(default_factory=default_bfloat16)
+    """Convolutions in bfloat16; the head is float32 always; by default where
+    the machine multiplies bfloat16 itself."""
     score_episodes: int = 10
     """Full episodes per checkpoint, and twice as many for one that wins, by which the best is
     chosen; 0 keeps the last."""

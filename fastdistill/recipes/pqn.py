@@ -10,7 +10,7 @@ or not.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,12 @@ from fastdistill.training.counters import Means
 from fastdistill.training.inputs import random_play_statistics
 from fastdistill.training.learners.pqn import PqnLearner, Rollout
 from fastdistill.training.optimizing import linear
-from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
+from fastdistill.training.process import (
+    default_bfloat16,
+    deterministic_kernels,
+    keep_freed_memory,
+    pick_device,
+)
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.selection import Best
 from fastdistill.training.state import select, under
@@ -75,8 +80,9 @@ class PqnConfig:
     """Final share of random actions; it starts at 1."""
     epsilon_fraction: float = 0.1
     """Share of total_steps over which epsilon falls."""
-    bfloat16: bool = True
-    """Convolutions in bfloat16; the head is float32 always."""
+    bfloat16: bool = field(default_factory=default_bfloat16)
+    """Convolutions in bfloat16; the head is float32 always; by default where
+    the machine multiplies bfloat16 itself."""
     score_episodes: int = 10
     """Full episodes per checkpoint, and twice as many for one that wins, by which the best is
     chosen; 0 keeps the last."""

@@ -77,7 +77,7 @@ def read_configuration(path: Path, recipe: str, asked: ConfigT) -> ConfigT:
         for name, field in fields.items()
         if name in values
         and name != "run_dir"  # it may have been moved
-        and getattr(asked, name) not in (field.default, values[name])
+        and getattr(asked, name) not in (default_of(field), values[name])
     ]
     if others:
         raise ValueError(
@@ -85,6 +85,13 @@ def read_configuration(path: Path, recipe: str, asked: ConfigT) -> ConfigT:
             f"{', '.join(others)}; leave them out, or begin a new run"
         )
     return type(asked)(**{**values, "run_dir": path.parent})
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """What a field is where nothing else is said."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _fits(value: Any, hint: Any) -> bool:

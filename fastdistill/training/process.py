@@ -10,12 +10,23 @@ from collections.abc import Iterator
 
 import torch
 
+from fastdistill.networks.convolutions import prefers_bfloat16
+
 
 def pick_device(device: str) -> torch.device:
     """``"auto"`` is CUDA where there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+def default_bfloat16() -> bool:
+    """Whether networks compute in bfloat16 unless told otherwise: where the machine is quick at it.
+
+    Settled when a configuration is made, and stored with it: a run that is continued elsewhere
+    keeps its arithmetic.
+    """
+    return prefers_bfloat16(pick_device("auto"))
 
 
 def keep_freed_memory() -> None:
