@@ -32,7 +32,8 @@ from fastdistill.training.metrics import JsonlWriter, read_jsonl
 MAX_CPU_SECONDS, MAX_MORE_BYTES = 2.0, 500_000_000
 
 COUNTS = [100, pytest.param(2000, marks=pytest.mark.stress)]
-ARCHITECTURE = Architecture((4,), (2, 3), hidden=(8,), head_hidden=4, dueling=True)
+# Of images, because for vectors `channels` says nothing.
+ARCHITECTURE = Architecture((1, 36, 36), (2, 3), (2, 3, 4), (8,), head_hidden=4, dueling=True)
 CARD = {
     "kind": "q_values",
     "game": "CartPole-v1",
@@ -198,7 +199,8 @@ def test_a_damaged_training_checkpoint(tmp_path, part, count):
             found = run.resumed()
         if found not in whole.values():  # other words under a digest of theirs, the same files
             assert part == "json"
-            assert (found[0], found[2]) == (whole[20][0], whole[20][2])
+            assert found[0] == whole[20][0]
+            assert found[2] in (whole[20][2], 0)  # 0: the words may be that there is no replay
         before.write_text("damaged, too")
         try:
             with limits():
