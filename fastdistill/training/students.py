@@ -86,6 +86,7 @@ class Students:
         if abs(loss) < float("inf"):
             return
         student.diverged_updates = self._run.at.updates
+        self._means[student.name] = Means()
         text = self._run.keep_diverged(f"diverged_{student.name}", loss, batch)
         if not self.learning:
             raise TrainingDiverged(f"{student.name}: {text}")

@@ -92,7 +92,7 @@ def assert_equal(first, second):
 
 
 @pytest.mark.parametrize("share", [None, 0.5, 1.0], ids=["teacher", "mixture", "student"])
-@pytest.mark.parametrize(("game", "steps"), [("CartPole-v1", 300), ("pong", 900)])
+@pytest.mark.parametrize(("game", "steps"), [("CartPole-v1", 300), ("pong", 1_300)])
 def test_a_stored_label_is_the_teachers_value_of_that_very_frame(game, steps, share):
     """Over episode ends and a ring that has wrapped, whoever drives."""
     with closing(make_env(game, 3, training=False)) as env:
