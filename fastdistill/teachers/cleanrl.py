@@ -121,7 +121,8 @@ def _atari(source: Source, tensors: Mapping[str, Any], is_ppo: bool) -> Layers:
             f"have the layers of CleanRL's Atari networks, network.{wanted}", indices
         )
     convolutions, size = nature_convolutions(source, tensors, "network", obs_shape)
-    rest = {name: value for name, value in tensors.items() if name.split(".")[1] not in "024"}
+    convolved = tuple(f"network.{index}." for index in (0, 2, 4))
+    rest = {name: value for name, value in tensors.items() if not name.startswith(convolved)}
     hidden, size = linear_layers(
         source, rest, "network", size, nn.ReLU, ends_active=is_ppo, first=_FIRST_LINEAR
     )
