@@ -48,6 +48,17 @@ PRESETS = {
 }
 
 
+# Options of the engine that no preset changes.
+_RULES = {
+    "continuous": False,
+    "frameskip": 4,
+    "maxpool": True,
+    "episodic_life": False,  # it resets the whole game at each lost life
+    "reward_clipping": False,
+}
+_NETWORK_SCREEN = {"img_height": 84, "img_width": 84, "grayscale": True, "stack_num": 4}
+
+
 def atari_games() -> list[str]:
     """The names of the games whose ROMs ale-py ships."""
     return sorted(_import("ale_py.roms").get_all_rom_ids())
@@ -84,12 +95,7 @@ def make_atari(
     }
     threads = num_threads or max(1, (os.cpu_count() or 1) // 2)
     env = engine(
-        **_atari_options(game, num_lanes, min(threads, num_lanes)),
-        **settings,
-        img_height=84,
-        img_width=84,
-        grayscale=True,
-        stack_num=4,
+        **_atari_options(game, num_lanes, min(threads, num_lanes)), **settings, **_NETWORK_SCREEN
     )
     return LaneEnv(
         env,
@@ -118,6 +124,17 @@ def make_atari_screen(like: LaneEnv) -> LaneEnv:
         stack_num=1,
     )
     return LaneEnv(env, name=like.name, settings=like.settings, array_seeds=True)
+
+
+def engine_options(env: LaneEnv) -> dict[str, Any]:
+    """What ``ale_py.AtariVectorEnv`` takes, besides game and lanes, to show what ``env`` shows.
+
+    Empty for environments that are not Atari games.
+    """
+    if "preset" not in env.settings:
+        return {}
+    settings = {key: value for key, value in env.settings.items() if key not in ("env", "preset")}
+    return {**settings, **_RULES, **_NETWORK_SCREEN}
 
 
 def make_gymnasium(env_id: str, num_lanes: int, **options: Any) -> LaneEnv:
@@ -199,12 +216,8 @@ def _atari_options(game: str, num_lanes: int, num_threads: int) -> dict[str, Any
         # One thread for each core is bound to it: two would often wake up on the same, and a step
         # of 16 lanes on two cores take 5 ms instead of 4.
         "thread_affinity_offset": 0 if _all_cores(num_threads) else -1,
-        "continuous": False,
         "autoreset_mode": _import("gymnasium").vector.AutoresetMode.NEXT_STEP,
-        "frameskip": 4,
-        "maxpool": True,
-        "episodic_life": False,  # it resets the whole game at each lost life
-        "reward_clipping": False,
+        **_RULES,
     }
 
 
