@@ -2,7 +2,8 @@
 """Policy distillation with fused native losses and a lock-free prioritized replay."""
 
 from fastdistill._native import has_cuda_kernels
-from fastdistill.evaluation import Evaluation, evaluate
+from fastdistill.evaluation import Evaluation, evaluate, verify_teacher
+from fastdistill.export import export
 from fastdistill.losses import (
     DistillLoss,
     distill_jsd,
@@ -34,7 +35,9 @@ __all__ = [
     "distill_nll",
     "distill_reverse_kl",
     "evaluate",
+    "export",
     "has_cuda_kernels",
     "load_teacher",
     "td_loss",
+    "verify_teacher",
 ]

@@ -3,5 +3,14 @@
 
 from fastdistill.evaluation.gif import record_comparison_gif
 from fastdistill.evaluation.play import Evaluation, Policy, evaluate, evaluate_env
+from fastdistill.evaluation.verify import Verification, verify_teacher
 
-__all__ = ["Evaluation", "Policy", "evaluate", "evaluate_env", "record_comparison_gif"]
+__all__ = [
+    "Evaluation",
+    "Policy",
+    "Verification",
+    "evaluate",
+    "evaluate_env",
+    "record_comparison_gif",
+    "verify_teacher",
+]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -14,7 +15,6 @@ import pytest
 import torch
 from torch import nn
 
-import fastdistill.export as module_under_test
 from fastdistill.export import ExportRecord, export
 from fastdistill.networks import QNetwork, multitask_architecture, paper_architecture, save_network
 
@@ -232,6 +232,6 @@ def test_missing_libraries_are_named_with_their_installation(tmp_path, monkeypat
     def import_module(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(module_under_test.importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib, "import_module", import_module)
     with pytest.raises(ImportError, match=r"fastdistill.export needs onnx: pip install 'onnx>="):
         export(nn.Linear(4, 2), tmp_path / "m.onnx", game="CartPole-v1")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import fastdistill as fd
 from fastdistill.evaluation import evaluate
 from fastdistill.teachers.sb3 import load_sb3
 
@@ -257,16 +258,29 @@ for name in ("stable_baselines3", "sb3_contrib", "cloudpickle"):
     assert done.stdout.strip() == "[2, 3]"
 
 
-def test_a_trained_teacher_plays_as_well_as_it_does_there(tmp_path):
-    """A2C of some seconds' training; the same games, so far beyond random play's 22."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """An A2C of some seconds' training, and its file loaded."""
+    path = tmp_path_factory.mktemp("trained") / "model.zip"
+    torch.manual_seed(3)
     model = sb3.A2C("MlpPolicy", "CartPole-v1", seed=3, device="cpu", n_steps=16, gae_lambda=0.95)
-    model.learn(12_000)
-    model.save(tmp_path / "model")
-    module, _ = load_sb3(tmp_path / "model.zip")
+    model.learn(12_000).save(path)
+    return model, load_sb3(path)[0]
 
-    def theirs(obs):
-        return of_sb3(model, "A2C", obs)
 
-    played = [evaluate(policy, "CartPole-v1", episodes=10) for policy in (module, theirs)]
-    assert played[0].returns == played[1].returns
-    assert played[0].mean > 60
+def test_a_trained_teacher_plays_the_same_games_as_there(trained):
+    model, module = trained
+    there = evaluate(lambda obs: of_sb3(model, "A2C", obs), "CartPole-v1", episodes=10)
+    here = evaluate(module, "CartPole-v1", episodes=10)
+    assert here.returns == there.returns
+    assert here.mean > 60  # random play has 22
+
+
+def test_a_student_of_it_plays_as_well(trained, tmp_path):
+    result = fd.distill(
+        trained[1], "CartPole-v1", run_dir=tmp_path / "run", num_lanes=4, total_updates=400,
+        steps_per_update=4.0, learning_starts_steps=400, score_every_updates=200, score_episodes=5,
+        checkpoint_every_updates=200, evaluation_episodes=10, temperature=1.0, tensorboard=False,
+    )  # fmt: skip
+    teacher = evaluate(trained[1], "CartPole-v1", episodes=10).mean
+    assert evaluate(result.student, "CartPole-v1", episodes=10).mean > 0.7 * teacher
