@@ -24,6 +24,15 @@ ALGORITHMS = {"PPO": sb3.PPO, "A2C": sb3.A2C, "DQN": sb3.DQN, "QR-DQN": contrib.
 ON_POLICY = ("PPO", "A2C")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Networks this small gain nothing from more, and lose much where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Pictures(gym.Env):
     """Random images with three actions."""
 
