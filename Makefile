@@ -15,7 +15,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt scikit-build-core pybind11 cmake ninja
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt "torch>=2.10" numpy safetensors ale-py gymnasium \
-	  tyro tensorboard pillow matplotlib pytest pytest-timeout pytest-benchmark hypothesis ruff mypy clang-format clang-tidy
+	  tyro tensorboard pillow matplotlib pytest pytest-timeout pytest-benchmark hypothesis ruff mypy clang-format clang-tidy \
+	  onnx onnxscript onnxruntime stable-baselines3 sb3-contrib
 	touch $@
 
 setup: $(VENV)/ready  ## Make .venv with the pinned dependencies

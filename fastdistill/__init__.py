@@ -4,7 +4,8 @@
 from fastdistill._native import has_cuda_kernels
 from fastdistill.api import distill
 from fastdistill.envs import EnvSpec
-from fastdistill.evaluation import Evaluation, evaluate
+from fastdistill.evaluation import Evaluation, evaluate, verify_teacher
+from fastdistill.export import export
 from fastdistill.losses import (
     DistillLoss,
     distill_jsd,
@@ -38,9 +39,11 @@ __all__ = [
     "distill_nll",
     "distill_reverse_kl",
     "evaluate",
+    "export",
     "has_cuda_kernels",
     "load_network",
     "load_teacher",
     "load_weights",
     "td_loss",
+    "verify_teacher",
 ]

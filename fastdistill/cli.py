@@ -19,6 +19,8 @@ from typing import Any
 from fastdistill.envs import make_env
 from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.evaluation.statistics import summarize
+from fastdistill.evaluation.verify import verify_teacher as verify
+from fastdistill.export import export as export_network
 from fastdistill.networks.checkpoint import read_card
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
@@ -185,6 +187,56 @@ def report(run_dir: Path, /) -> None:
     print(write_report(run_dir))
 
 
+def export(
+    checkpoint: str,
+    out: Path,
+    /,
+    format: str = "onnx",
+    game: str | None = None,
+    frames: int = 1000,
+) -> None:
+    """Write a network for programs without fastdistill, checked on played frames.
+
+    Args:
+        checkpoint: Path of a checkpoint, or zoo:NAME.
+        out: The file to write.
+        format: onnx or pt2.
+        game: Where the frames are played; the checkpoint's own by default.
+        frames: To compare file and network on.
+    """
+    record = export_network(checkpoint, out, format, game=game, frames=frames)
+    times = ", ".join(f"{name} {1e6 * s:.0f} us" for name, s in record.latency_seconds.items())
+    print(
+        f"{record.path}: {record.size_bytes:,} bytes; {record.equal_actions} of {record.frames} "
+        f"greedy actions equal, values differ by at most {record.max_difference:.2g}; one "
+        f"observation takes {times}"
+    )
+
+
+def verify_teacher(
+    teacher: str,
+    /,
+    game: str,
+    reported: float | None = None,
+    episodes: int = 30,
+    preset: str = "classic",
+    device: str = "cpu",
+) -> None:
+    """Play with a teacher and say whether preset or wrappers are likely wrong.
+
+    Args:
+        teacher: A checkpoint's path, zoo:NAME, sb3:FILE or cleanrl:FILE.
+        game: Game or gymnasium id.
+        reported: The mean score that its author names.
+        episodes: Of each policy.
+        preset: classic or machado; the others are tried where the score falls short.
+        device: Where the network runs.
+    """
+    loaded = load_teacher(teacher, game, device=device)
+    found = verify(loaded, game, reported, episodes=episodes, preset=preset, device=device)
+    print(found.verdict)
+
+
 def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
     if result.stopped:
         print(f"stopped at step {result.step:,} with a checkpoint; continue with --resume")
@@ -204,6 +256,8 @@ COMMANDS: dict[str, Any] = {  # a dictionary in here is a group of commands
     "distill": distill,
     "evaluate": evaluate,
     "report": report,
+    "export": export,
+    "verify-teacher": verify_teacher,
     "teacher": {"dqn": teacher_dqn, "pqn": teacher_pqn},
 }
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from fastdistill.envs.lanes import LaneEnv
+from fastdistill.envs.spec import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,17 @@ PRESETS = {
     # Machado et al. 2018, "Revisiting the Arcade Learning Environment".
     "machado": AtariPreset(0.25, 1, False, False, 108_000, 0.001),
 }
+
+
+# Options of the engine that no preset changes.
+_RULES = {
+    "continuous": False,
+    "frameskip": 4,
+    "maxpool": True,
+    "episodic_life": False,  # it resets the whole game at each lost life
+    "reward_clipping": False,
+}
+_NETWORK_SCREEN = {"img_height": 84, "img_width": 84, "grayscale": True, "stack_num": 4}
 
 
 def atari_games() -> list[str]:
@@ -80,12 +94,7 @@ def make_atari(
     }
     threads = num_threads or max(1, (os.cpu_count() or 1) // 2)
     env = engine(
-        **_atari_options(game, num_lanes, min(threads, num_lanes)),
-        **settings,
-        img_height=84,
-        img_width=84,
-        grayscale=True,
-        stack_num=4,
+        **_atari_options(game, num_lanes, min(threads, num_lanes)), **settings, **_NETWORK_SCREEN
     )
     return LaneEnv(
         env,
@@ -118,17 +127,33 @@ def make_atari_screen(like: LaneEnv) -> LaneEnv:
     return LaneEnv(env, name=spec.name, preset=spec.preset, settings=settings, array_seeds=True)
 
 
+def engine_options(spec: EnvSpec) -> dict[str, Any]:
+    """What ``ale_py.AtariVectorEnv`` takes, besides game and lanes, to show what the spec's shows.
+
+    Empty for environments that are not Atari games.
+    """
+    if not spec.preset:
+        return {}
+    settings = {key: value for key, value in spec.settings.items() if key not in ("env", "preset")}
+    return {**settings, **_RULES, **_NETWORK_SCREEN}
+
+
 def make_gymnasium(env_id: str, num_lanes: int, **options: Any) -> LaneEnv:
     """Lanes of any registered gymnasium environment with discrete actions, stepped in turn."""
     gymnasium = _import("gymnasium")
     next_step = gymnasium.vector.AutoresetMode.NEXT_STEP
-    env = gymnasium.make_vec(
-        env_id,
-        num_envs=num_lanes,
-        vectorization_mode="sync",
-        vector_kwargs={"autoreset_mode": next_step},
-        **options,
-    )
+    try:
+        env = gymnasium.make_vec(
+            env_id,
+            num_envs=num_lanes,
+            vectorization_mode="sync",
+            vector_kwargs={"autoreset_mode": next_step},
+            **options,
+        )
+    except gymnasium.error.Error as error:
+        raise ValueError(
+            f"make_gymnasium: env_id must be one that gymnasium can make, got {env_id!r}: {error}"
+        ) from error
     return LaneEnv(env, name=env_id, settings=options)
 
 
@@ -140,15 +165,83 @@ def make_env(
     training: bool = True,
     num_threads: int = 0,
 ) -> LaneEnv:
-    """Lanes of an Atari game (``"pong"``) or of a gymnasium id (``"CartPole-v1"``)."""
-    if "-v" in name:
+    """Lanes of an Atari game or of a gymnasium id.
+
+    Args:
+        name: ``"pong"``, or a game as others write it (``"Pong"``, ``"ALE/Pong-v5"``,
+            ``"PongNoFrameskip-v4"``), which is played as ``"pong"`` under ``preset``, and standard
+            error says so once; or any other gymnasium id (``"CartPole-v1"``).
+        num_lanes: Number of environments, at least 1.
+        preset: A key of ``PRESETS``, for Atari games.
+        training: See ``make_atari``.
+        num_threads: See ``make_atari``.
+    """
+    game = name if re.fullmatch("[a-z0-9_]+", name) else _meant_game(name)
+    if game is None:
         return make_gymnasium(name, num_lanes)
-    return make_atari(name, num_lanes, preset=preset, training=training, num_threads=num_threads)
+    if game != name:
+        _say_once(name, game, preset)
+    return make_atari(game, num_lanes, preset=preset, training=training, num_threads=num_threads)
+
+
+_ATARI_ID = re.compile(r"(?:ALE/)?(\w+?)(NoFrameskip|Deterministic)?(-ram\w*)?-v(\d+)")
+_said: set[str] = set()
+
+
+def _meant_game(name: str) -> str | None:
+    """The game that a name in someone else's spelling means; None for other environments.
+
+    An id's registered options (frame skip, sticky actions, colour, size) are not what it then is
+    played with: networks of this package see one kind of screen, whatever was imported before.
+    """
+    found = _ATARI_ID.fullmatch(name)
+    if found is None:
+        if "-v" in name or "/" in name:
+            return None
+        games = {game.replace("_", ""): game for game in atari_games()}
+        return games.get(name.lower().replace("_", ""), name)  # make_atari refuses the rest
+    # Blackjack-v1 is a game of cards, and not the cartridge.
+    spec = _import("gymnasium").registry.get(name)
+    if spec is not None and "ale_py" not in str(spec.entry_point):
+        return None
+    if not name.startswith("ALE/") and spec is None and not _has_ale():
+        return None
+    game = {game.title().replace("_", ""): game for game in atari_games()}.get(found[1])
+    if game is not None and found[3]:
+        raise ValueError(
+            f"make_env: name must be of a game's screen, got {name!r}; its memory is not served"
+        )
+    return game
+
+
+def _has_ale() -> bool:
+    try:
+        _import("ale_py")
+    except ImportError:
+        return False
+    return True
+
+
+def _say_once(name: str, game: str, preset: str) -> None:
+    if name in _said:
+        return
+    _said.add(name)
+    found = _ATARI_ID.fullmatch(name)
+    line = f"{name!r} is played as {game!r} under preset {preset!r}"
+    if found is not None and found[4] != "4" and preset != "machado":
+        line += "; that id has sticky actions, as preset 'machado' has"
+    print(f"fastdistill: {line}", file=sys.stderr)
 
 
 def engine_versions() -> dict[str, str]:
-    """Versions of the environment libraries, for run records."""
-    return {name: str(_import(name).__version__) for name in ("ale_py", "gymnasium")}
+    """Versions of the environment libraries that are installed, for run records."""
+    versions = {}
+    for name in ("ale_py", "gymnasium"):
+        try:
+            versions[name] = str(_import(name).__version__)
+        except ImportError:
+            continue  # gymnasium's own environments do without ale-py
+    return versions
 
 
 def _all_cores(num_threads: int) -> bool:
@@ -167,12 +260,8 @@ def _atari_options(game: str, num_lanes: int, num_threads: int) -> dict[str, Any
         # One thread for each core is bound to it: two would often wake up on the same, and a step
         # of 16 lanes on two cores take 5 ms instead of 4.
         "thread_affinity_offset": 0 if _all_cores(num_threads) else -1,
-        "continuous": False,
         "autoreset_mode": _import("gymnasium").vector.AutoresetMode.NEXT_STEP,
-        "frameskip": 4,
-        "maxpool": True,
-        "episodic_life": False,  # it resets the whole game at each lost life
-        "reward_clipping": False,
+        **_RULES,
     }
 
 

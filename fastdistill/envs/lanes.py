@@ -84,7 +84,13 @@ class LaneEnv:
     Attributes:
         spec: What the environment is.
         num_lanes: Number of sub-environments.
-        obs: The current observation, ``[lanes, *obs_shape]`` uint8 or float32.
+        obs: The current observation, ``[lanes, *obs_shape]``: images uint8 (bool ones, as
+            MinAtar's, become 0 and 255), vectors float32.
+
+    Raises:
+        TypeError: Actions that are not Discrete from 0, observations of several parts, or images
+            that are neither uint8 nor bool.
+        ValueError: Another autoreset mode, or observations that are neither vectors nor images.
     """
 
     def __init__(
@@ -105,19 +111,36 @@ class LaneEnv:
                 f"episode is read in line), got {mode}"
             )
         space = env.single_action_space
-        if not hasattr(space, "n") or int(getattr(space, "start", 0)) != 0:
+        if not _is_discrete(space) or int(space.start) != 0:
             raise TypeError(f"LaneEnv: env must have Discrete actions from 0, got {space}")
         self._env = env
         self._array_seeds = array_seeds
         self.num_lanes = int(env.num_envs)
-        shape = tuple(int(size) for size in env.single_observation_space.shape)
+        seen = env.single_observation_space
+        if seen.shape is None:
+            raise TypeError(
+                f"LaneEnv: env must have vector or image observations, got {seen}; choose one part "
+                "or flatten them with a gymnasium wrapper (FlattenObservation)"
+            )
+        shape = tuple(int(size) for size in seen.shape)
         self._stack_of_one = len(shape) == 4 and shape[0] == 1  # ALE's colour screens
         shape = shape[1:] if self._stack_of_one else shape
         if len(shape) not in (1, 3):
             raise ValueError(
                 f"LaneEnv: env must have vector or image observations, got shape {shape}"
             )
-        self._channels_last = len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] > 4
+        is_image = len(shape) == 3
+        self._is_bool = is_image and seen.dtype == np.bool_
+        if is_image and not self._is_bool and seen.dtype != np.uint8:
+            raise TypeError(
+                f"LaneEnv: env must have uint8 (or bool) images, got {seen.dtype} {shape}; "
+                "a cast would make zeros of 0..1: scale them to 0..255 with a gymnasium wrapper "
+                "(TransformObservation)"
+            )
+        # Of few channels, or like MinAtar's, whose bool images have up to ten.
+        self._channels_last = is_image and (
+            (shape[-1] in (1, 3, 4) and shape[0] > 4) or (self._is_bool and shape[-1] < shape[0])
+        )
         num_actions = int(space.n)
         self.spec = EnvSpec(
             name=name,
@@ -143,7 +166,8 @@ class LaneEnv:
         obs = obs[:, 0] if self._stack_of_one else obs
         if self._channels_last:
             obs = np.ascontiguousarray(obs.transpose(0, 3, 1, 2))
-        self.obs = obs.astype(self._obs_dtype, copy=False)
+        obs = obs.astype(self._obs_dtype, copy=False)
+        self.obs = obs * np.uint8(255) if self._is_bool else obs
 
     def reset(self, seed: int | Sequence[int]) -> NDArray[Any]:
         """Start a new episode in every lane.
@@ -244,6 +268,12 @@ class LaneEnv:
             for lane in np.flatnonzero(boundary)
         )
         reward = np.asarray(reward, np.float32)
+        if not np.isfinite(reward).all():
+            lane = int(np.flatnonzero(~np.isfinite(reward))[0])
+            raise ValueError(
+                f"LaneEnv.step: reward must be finite, got {reward[lane]} of {self.spec.name} "
+                f"in lane {lane}"
+            )
         self._returns = np.where(boundary, 0.0, self._returns + reward)
         self._lengths = np.where(boundary, 0, self._lengths + 1)
         # Copies: gymnasium hands out the same arrays at every step.
@@ -306,3 +336,8 @@ class LaneEnv:
                 f"got {int(action[lane])} in lane {lane}"
             )
         return action.astype(np.int64)
+
+
+def _is_discrete(space: Any) -> bool:
+    # By name: this module does not import gymnasium. MultiBinary has an `n` as well.
+    return any(kind.__name__ == "Discrete" for kind in type(space).__mro__)

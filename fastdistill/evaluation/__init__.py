@@ -3,5 +3,13 @@
 
 from fastdistill.evaluation.gif import record_comparison_gif
 from fastdistill.evaluation.play import Evaluation, evaluate, evaluate_env
+from fastdistill.evaluation.verify import Verification, verify_teacher
 
-__all__ = ["Evaluation", "evaluate", "evaluate_env", "record_comparison_gif"]
+__all__ = [
+    "Evaluation",
+    "Verification",
+    "evaluate",
+    "evaluate_env",
+    "record_comparison_gif",
+    "verify_teacher",
+]

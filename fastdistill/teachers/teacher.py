@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from fastdistill.envs import EnvSpec, LaneEnv, make_env
 from fastdistill.networks.checkpoint import KINDS, load_network
+from fastdistill.teachers.cleanrl import load_cleanrl
+from fastdistill.teachers.sb3 import load_sb3
 
 ZOO = Path(__file__).parents[1] / "zoo"
 
@@ -84,9 +86,11 @@ def load_teacher(
 
     Args:
         source: ``"zoo:NAME"`` for one that ships, the path of a checkpoint (description,
-            directory), or any module that maps ``[batch, *env.obs_shape]`` observations (uint8
-            for images) to ``[batch, env.num_actions]`` values. A module is copied: the caller's
-            own stays as it is, and what it learns later does not reach the teacher.
+            directory), ``"sb3:FILE"`` or ``"cleanrl:FILE"`` for a model of those libraries (see
+            ``load_sb3``, ``load_cleanrl``), or any module that maps ``[batch, *env.obs_shape]``
+            observations (uint8 for images) to ``[batch, env.num_actions]`` values. A module is
+            copied: the caller's own stays as it is, and what it learns later does not reach the
+            teacher.
         env: What it will be asked about: lanes, or the name of a game or gymnasium id. By default
             a checkpoint is checked against its own game, and a module later, by whoever uses it.
         kind: What its values are: ``"q_values"``, ``"logits"`` or ``"log_probs"``; by default what
@@ -106,11 +110,16 @@ def load_teacher(
     card: dict[str, Any] = {}
     if isinstance(source, nn.Module):
         module = _copy(source)
+    elif isinstance(source, str) and source.startswith("sb3:"):
+        module, card = load_sb3(source.removeprefix("sb3:"))
+    elif isinstance(source, str) and source.startswith("cleanrl:"):
+        module, card = load_cleanrl(source.removeprefix("cleanrl:"))
     elif isinstance(source, (str, Path)):
         module, card = load_network(checkpoint_path(source))
     else:
         raise TypeError(
-            "load_teacher: source must be a checkpoint path, 'zoo:NAME' or a torch module, "
+            "load_teacher: source must be a checkpoint path, 'zoo:NAME', 'sb3:FILE', "
+            "'cleanrl:FILE' or a torch module, "
             f"got {type(source).__name__}"
         )
     kind = kind or card.get("kind", "q_values")
@@ -173,16 +182,20 @@ def zoo_names() -> list[str]:
 
 
 def _check_card(card: dict[str, Any], spec: EnvSpec) -> None:
-    architecture = card["architecture"]
-    if tuple(architecture["obs_shape"]) != spec.obs_shape:
+    if "architecture" in card:
+        obs_shape = card["architecture"]["obs_shape"]
+        num_actions = card["architecture"]["num_actions"][0]
+    else:  # of another library
+        obs_shape, num_actions = card["obs_shape"], card["num_actions"]
+    if tuple(obs_shape) != spec.obs_shape:
         raise ValueError(
             f"load_teacher: teacher must see observations of shape {list(spec.obs_shape)} "
-            f"({spec.name}), got one for {architecture['obs_shape']}"
+            f"({spec.name}), got one for {list(obs_shape)}"
         )
-    if architecture["num_actions"][0] != spec.num_actions:
+    if num_actions != spec.num_actions:
         raise ValueError(
             f"load_teacher: teacher must have the {spec.num_actions} actions of {spec.name}, got "
-            f"{architecture['num_actions'][0]}; is one of them using the full set of 18?"
+            f"{num_actions}; is one of them using the full set of 18?"
         )
     meanings = card.get("action_meanings")
     if meanings and tuple(meanings) != spec.action_meanings:

@@ -31,7 +31,7 @@ LAYERS = (
     {"teachers"},
     {"evaluation"},
     {"training"},
-    {"report"},
+    {"report", "export"},
     {"recipes"},
     {"api"},
     {"cli"},
@@ -182,6 +182,8 @@ def test_the_native_rule_notices(folder, source, expected):
         ("training", "from fastdistill.networks import QNetwork", None),
         ("evaluation", "from fastdistill.teachers import load", None),
         ("losses", "from fastdistill.losses.ops import x", None),
+        ("export", "from fastdistill.evaluation.cost import x", None),
+        ("export", "import fastdistill.report", "export imports report, its neighbour"),
     ],
 )  # fmt: skip
 def test_the_rule_notices(module, source, expected):
