@@ -84,6 +84,7 @@ def short(monkeypatch, tmp_path):
     monkeypatch.setattr(fd, "evaluate", short_evaluate)
     monkeypatch.setattr(fd, "PrioritizedReplay", ShortReplay)
     monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)  # conftest.py restores it; for such small work two wait for each other
 
 
 def presupposed_by_readme() -> dict[str, Any]:
@@ -112,7 +113,27 @@ def presupposed_by_readme() -> dict[str, Any]:
     }
 
 
-PRESUPPOSED: dict[str, Callable[[], dict[str, Any]]] = {"README.md": presupposed_by_readme}
+class ActorCritic(nn.Module):
+    """A policy as others write them: floats in, logits and a value out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(4 * 84 * 84, 7))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.body(obs)
+        return out[:, :6], out[:, 6]
+
+
+PRESUPPOSED: dict[str, Callable[[], dict[str, Any]]] = {
+    "README.md": presupposed_by_readme,
+    "docs/your_teacher.md": lambda: {"actor_critic": ActorCritic()},
+    "docs/your_student.md": lambda: {"teacher": nn.Linear(4, 2)},
+    "docs/options.md": lambda: {
+        "student_logits": torch.randn(32, 6),
+        "teacher_logits": torch.randn(32, 6),
+    },
+}
 
 
 @pytest.mark.parametrize("page", PAGES)
