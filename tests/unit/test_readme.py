@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Python of README.md and of the pages in docs/ runs as it stands there.
+"""The Python of README.md and of docs/ runs as it stands there; commands and links exist.
 
 The blocks of a page are run in order, in one namespace, in an empty directory. What the text
 presupposes (the caller's tensors, networks, teachers) is made up here, small; the long calls are
@@ -8,9 +8,11 @@ made short by ``short``, which lowers counts and changes nothing else.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,37 @@ import torch
 from torch import Tensor, nn
 
 import fastdistill as fd
+from fastdistill import cli
 from fastdistill.envs import PRESETS
+from fastdistill.evaluation import compare
+from fastdistill.recipes.distill import DistillConfig
+from fastdistill.recipes.dqn import DqnConfig
+from fastdistill.recipes.pqn import PqnConfig
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = [
+TEXTS = [
     str(path.relative_to(ROOT))
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if BLOCK.search(path.read_text())
+    for folder in (ROOT, ROOT / "docs", ROOT / "tests", ROOT / "benchmarks")
+    for path in sorted(folder.glob("*.md"))
 ]
+
+
+def page_text(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+PAGES = [page for page in TEXTS if BLOCK.search(page_text(page))]
+
+# What each command takes.
+OPTIONS = {
+    "quickstart": set(inspect.signature(cli.quickstart).parameters),
+    "distill": {field.name for field in fields(DistillConfig)} | {"resume", "help"},
+    "teacher dqn": {field.name for field in fields(DqnConfig)} | {"resume"},
+    "teacher pqn": {field.name for field in fields(PqnConfig)} | {"resume"},
+    "evaluate": set(inspect.signature(cli.evaluate).parameters),
+    "report": set(),
+}
 
 # Counts of a distillation: the smaller of these and of what the text says.
 COUNTS = {
@@ -80,6 +104,7 @@ def short(monkeypatch, tmp_path):
 
     for preset, rules in PRESETS.items():
         monkeypatch.setitem(PRESETS, preset, replace(rules, max_episode_frames=EPISODE_FRAMES))
+    monkeypatch.setattr(compare, "latency_seconds", partial(compare.latency_seconds, repeats=1))
     monkeypatch.setattr(fd, "distill", short_distill)
     monkeypatch.setattr(fd, "evaluate", short_evaluate)
     monkeypatch.setattr(fd, "PrioritizedReplay", ShortReplay)
@@ -138,7 +163,7 @@ PRESUPPOSED: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_runs(page, short):
-    text = (ROOT / page).read_text()
+    text = page_text(page)
     given = PRESUPPOSED.get(page, dict)()
     code = "".join(blocks(text))
     assert [name for name in given if not re.search(rf"\b{name}\b", code)] == []
@@ -148,6 +173,37 @@ def test_the_python_of_a_page_runs(page, short):
 def test_every_page_has_a_test():
     assert PRESUPPOSED.keys() <= set(PAGES)
     assert {"README.md", "docs/your_teacher.md", "docs/your_student.md"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_the_commands_of_a_page_exist(page):
+    for line in re.findall(
+        r"(?:^    |`)fastdistill (\w.*?)(?:#|`|$)", page_text(page), re.MULTILINE
+    ):
+        first, second, *_ = [*line.split(), ""]
+        command = f"{first} {second}" if first == "teacher" else first
+        if command == "teacher ":  # the two together
+            continue
+        assert command in OPTIONS, line
+        flags = {
+            flag.replace("-", "_") for flag in re.findall(r"--(?:no-)?([a-z][a-z0-9-]*)", line)
+        }
+        assert flags <= OPTIONS[command], line
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_the_links_of_a_page_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page_text(page)):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.read_text()), f"{target}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_a_name_that_does_not_exist_is_noticed():
