@@ -34,7 +34,7 @@ MODULES = (
 
 def build(folder: Path) -> None:
     """Write the pages into a folder."""
-    warnings.simplefilter("error")
+    warnings.filterwarnings("error", module=r"pdoc\b")
     # pdoc reads the annotations of a NamedTuple elsewhere than in its module, and finds no names.
     warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef\(")
     pdoc.render.configure(docformat="google", footer_text=f"fastdistill {fd.__version__}")
