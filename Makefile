@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPP_TESTS := build/cpp
 
-.PHONY: help setup build demo test test-cpp check format sanitize stress bench gpu clean
+.PHONY: help setup build demo test test-cpp check format docs sanitize stress bench gpu clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,7 +15,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt scikit-build-core pybind11 cmake ninja
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt "torch>=2.10" numpy safetensors ale-py gymnasium \
-	  tyro tensorboard pillow matplotlib pytest pytest-timeout pytest-benchmark hypothesis ruff mypy clang-format clang-tidy \
+	  tyro tensorboard pillow matplotlib pytest pytest-timeout pytest-benchmark hypothesis ruff mypy clang-format clang-tidy pdoc \
 	  onnx onnxscript onnxruntime stable-baselines3 sb3-contrib
 	touch $@
 
@@ -39,7 +39,7 @@ test-cpp: setup  ## Run the C++ tests, among them the CUDA kernels on a simulate
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.h' 'tests/cpp/*.cpp')
 TIDY_FILES = $(filter-out csrc/bindings/cuda%, $(shell git ls-files 'csrc/*.cpp'))
 
-check: build test-cpp  ## Lint, format, types: Python and C++
+check: build test-cpp docs  ## Lint, format, types, API pages: Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -47,6 +47,9 @@ check: build test-cpp  ## Lint, format, types: Python and C++
 	$(BIN)/cmake -S . -B build/tidy -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTDISTILL_CUDA=OFF \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
 	$(BIN)/clang-tidy --quiet -p build/tidy $(TIDY_FILES)
+
+docs: build  ## Build the API pages from the docstrings, into build/docs
+	$(BIN)/python docs/build_api.py build/docs
 
 format: setup  ## Format Python and C++
 	$(BIN)/ruff check --fix --quiet . || true

@@ -3,7 +3,7 @@
 
 Each table is one distillation with all its students side by side. Run directories are kept, and
 continued if interrupted. Results go to benchmarks/results/distill_GAME.json, from which the game's
-section of docs/results.md is written.
+section of docs/results.md is written, between its markers; the rest of the page is written by hand.
 
     python benchmarks/distill_tables.py --game pong --run-dir runs/tables
     python benchmarks/distill_tables.py --game pong --render
@@ -25,6 +25,8 @@ from fastdistill.training.metrics import read_jsonl
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
+BEGIN = "<!-- tables: begin (written by benchmarks/distill_tables.py) -->"
+END = "<!-- tables: end -->"
 TABLES = {
     "losses": {"loss": "kl,nll,mse", "student": "100%"},
     "compression": {"loss": "kl", "student": "100%,25%,7%,4%"},
@@ -166,18 +168,15 @@ def _cells(row: dict[str, Any]) -> str:
 
 
 def write_page() -> None:
-    """Write docs/results.md from every game's results."""
+    """Write every game's results between the markers of docs/results.md."""
     sections = [
         render(path.stem.removeprefix("distill_"), json.loads(path.read_text()))
         for path in sorted((HERE / "results").glob("distill_*.json"))
         if "losses" in json.loads(path.read_text())
     ]
-    head = (
-        "# Results\n\nThe paper's tables for the teachers that ship, written by "
-        "`benchmarks/distill_tables.py`. How ours differ from the paper's: "
-        "[deviations.md](deviations.md).\n\n"
-    )
-    PAGE.write_text(head + "\n".join(sections))
+    before, rest = PAGE.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(sections)}{END}{after}")
 
 
 def main() -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Recipes: each module is one linear program, its dataclass the configuration."""
+"""Recipes: each module is a configuration, the parts that it wires together, and a short loop."""

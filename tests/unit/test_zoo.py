@@ -32,7 +32,7 @@ def test_cards_say_what_a_user_must_know(name):
 
 @pytest.mark.parametrize("name", zoo_names())
 def test_the_documented_scores_are_the_cards(name):
-    page = (Path(__file__).resolve().parents[2] / "docs" / "teachers.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "results.md").read_text()
     rows = page[page.index(f"| `zoo:{name}` |") :].splitlines()
     card = read_card(checkpoint_path(f"zoo:{name}"))
     for row, score in zip(rows, card["scores"], strict=False):
