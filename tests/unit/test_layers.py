@@ -22,8 +22,17 @@ PACKAGE = Path(fastdistill.__file__).parent
 LAYERS = (
     {"_core", "_cuda"},
     {"_native", "config"},
-    {"losses_reference", "losses_ops", "replay_reference", "frames", "networks", "envs", "lanes"},
-    {"losses_autograd", "_replay_arguments", "_replay_batch"},
+    {
+        "losses_reference",
+        "losses_ops",
+        "replay_reference",
+        "_control_groups",
+        "frames",
+        "networks",
+        "envs",
+        "lanes",
+    },
+    {"losses_autograd", "_replay_arguments", "_replay_batch", "_replay_files"},
     {"losses", "replay"},
     {"teachers", "evaluation", "statistics", "checkpoints", "metrics", "costs"},
     {"recipes"},
@@ -36,7 +45,14 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer, families that know nothing of each other.
 FAMILIES = (
     {"losses", "losses_autograd", "losses_ops", "losses_reference"},
-    {"replay", "replay_reference", "_replay_arguments", "_replay_batch"},
+    {
+        "replay",
+        "replay_reference",
+        "_control_groups",
+        "_replay_arguments",
+        "_replay_batch",
+        "_replay_files",
+    },
     {"frames", "networks"},
     {"envs", "lanes"},
 )
