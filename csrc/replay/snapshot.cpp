@@ -122,6 +122,8 @@ Header read_header(PieceReader& in, const DirectReplay& replay, const std::strin
   in.require(schema_bytes);
   std::string found(schema_bytes, '\0');
   in.get_bytes(found.data(), found.size());
+  const auto is_text = [](char c) { return c >= ' ' && c <= '~'; };
+  if (!std::all_of(found.begin(), found.end(), is_text)) refuse("a damaged header");
   Header header{
       .seed = in.get<std::uint64_t>(), .sample_calls = in.get<std::uint64_t>(), .max_weights = {}};
   const auto samplers = in.get<std::uint64_t>();
