@@ -107,6 +107,8 @@ inline std::int64_t shared_bytes_per_multiprocessor(int) {
 }
 inline void zero_async(void* memory, std::size_t bytes, void*) { std::memset(memory, 0, bytes); }
 inline bool is_capturing(void*) { return false; }
+inline void* allocate(std::size_t bytes) { return ::operator new(bytes); }
+inline int current_device() { return 0; }
 
 struct Grid {
   std::int64_t blocks;
