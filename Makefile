@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPP_TESTS := build/cpp
 
-.PHONY: help setup build demo test test-cpp check format docs sanitize stress bench gpu clean
+.PHONY: help setup build demo test test-cpp check format docs sanitize stress fuzz bench gpu clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,7 +36,7 @@ test-cpp: setup  ## Run the C++ tests, among them the CUDA kernels on a simulate
 	$(BIN)/cmake --build $(CPP_TESTS)
 	$(BIN)/ctest --test-dir $(CPP_TESTS) --output-on-failure
 
-CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.h' 'tests/cpp/*.cpp')
+CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.h' 'tests/cpp/*.cpp' 'tests/fuzz/*.cpp')
 TIDY_FILES = $(filter-out csrc/bindings/cuda%, $(shell git ls-files 'csrc/*.cpp'))
 
 check: build test-cpp docs  ## Lint, format, types, API pages: Python and C++
@@ -68,6 +68,21 @@ stress: setup  ## Run the concurrent replay for 10^9 operations and the long pro
 	$(MAKE) test-cpp
 	$(CPP_TESTS)/tests/cpp/test_replay_stress 1000000000
 	$(BIN)/pytest -m "slow or stress" tests/property
+	$(BIN)/pytest -m stress tests/unit
+	$(MAKE) fuzz
+
+# libFuzzer comes with clang alone (Debian: clang-14 and libclang-rt-14-dev).
+FUZZ_CXX ?= $(shell command -v clang++ || command -v clang++-14)
+FUZZ_SECONDS ?= 300
+
+fuzz: setup  ## Feed damaged snapshots to the reader for some minutes, if clang is there
+	@if [ -z "$(FUZZ_CXX)" ]; then echo "fuzz: skipped, no clang++"; exit 0; fi; set -e; \
+	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) \
+	  -DFASTDISTILL_PYTHON=OFF -DFASTDISTILL_CUDA=OFF -DFASTDISTILL_FUZZ=ON > /dev/null; \
+	$(BIN)/cmake --build build/fuzz --target fuzz_snapshot; \
+	mkdir -p build/fuzz/corpus; \
+	build/fuzz/tests/fuzz/fuzz_snapshot --make-seeds build/fuzz/corpus; \
+	build/fuzz/tests/fuzz/fuzz_snapshot -max_total_time=$(FUZZ_SECONDS) -timeout=2 -rss_limit_mb=500 -max_len=65536 build/fuzz/corpus
 
 bench: build  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
 	$(BIN)/python benchmarks/run.py

@@ -47,21 +47,40 @@ def cuda_module() -> ModuleType:
     return _cuda
 
 
-_workspaces: list[torch.Tensor] = []
-
-
-def cuda_workspace(device_index: int, size_bytes: int, keep: bool) -> torch.Tensor:
-    """Returns zeroed scratch memory of the CUDA kernels; `keep` holds it till the process ends."""
-    workspace = torch.zeros(size_bytes, dtype=torch.uint8, device=f"cuda:{device_index}")
-    if keep:
-        _workspaces.append(workspace)
+def graph_workspace(device_index: int, size_bytes: int, ticket_bytes: int) -> torch.Tensor:
+    """Returns scratch memory of a graph being captured, which zeroes the ticket at each replay."""
+    workspace = torch.empty(size_bytes, dtype=torch.uint8, device=f"cuda:{device_index}")
+    workspace[:ticket_bytes].zero_()
     return workspace
 
 
 def has_cuda_kernels() -> bool:
-    """Whether losses of CUDA tensors can run here: kernels built, driver and device present."""
+    """Whether losses of CUDA tensors can run here.
+
+    That is: kernels built, driver and device present, and each visible device of an architecture
+    that the kernels were compiled for.
+    """
     try:
-        cuda_module()
+        architectures = cuda_module().architectures
     except RuntimeError:
         return False
-    return torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        return False
+    devices = range(torch.cuda.device_count())
+    return all(runs_on(torch.cuda.get_device_capability(i), architectures) for i in devices)
+
+
+def runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    """Whether a device runs code for architectures as CMAKE_CUDA_ARCHITECTURES spells them.
+
+    Machine code ("90-real") runs on later devices of its own generation, PTX ("90-virtual", or
+    "90" for both) on all later ones. Special values such as "native" are taken to fit.
+    """
+    for entry in architectures.split(";"):
+        number, _, kind = entry.partition("-")
+        if not number.isdigit():
+            return True
+        compiled = divmod(int(number), 10)
+        if compiled <= capability and (kind != "real" or compiled[0] == capability[0]):
+            return True
+    return False

@@ -31,13 +31,39 @@ const CudaKernels& cuda_kernels() {
   return *kernels;
 }
 
+// Makes a device current by torch's own means, if another one is: going back to a device that has
+// no context yet would make one there, hundreds of megabytes, unless torch does it.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(std::int32_t device) {
+    if (cuda_kernels().current_device() == device) return;
+    cuda_ = py::module_::import("torch.cuda");
+    previous_ = cuda_.attr("_exchange_device")(device);
+  }
+  ~CurrentDevice() {
+    if (!cuda_) return;
+    try {
+      cuda_.attr("_maybe_exchange_device")(previous_);
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("fastdistill: going back to the current device");
+    }
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  py::object cuda_;
+  py::object previous_;
+};
+
 // Where a call runs. A captured graph gets a workspace of its own, which it zeroes at each replay;
 // `owner` keeps that alive until the call returns, the graph's memory pool after that.
 struct Place {
+  CurrentDevice current;
   CudaLaunch launch;
   py::object owner;
 
-  explicit Place(std::int32_t device) {
+  explicit Place(std::int32_t device) : current(device) {
     launch.device = device;
     if (torch_api().api->current_stream(dlpack::kCuda, device, &launch.stream) != 0) {
       throw py::error_already_set();
@@ -50,10 +76,14 @@ struct Place {
       launch.workspace = known->second;
       return;
     }
-    const py::object make = py::module_::import("fastdistill._native").attr("cuda_workspace");
-    owner = make(device, static_cast<std::int64_t>(kCudaWorkspaceBytes), !capturing);
-    launch.workspace = view_of(owner, {"fastdistill", "workspace"}).data;
-    if (!capturing) workspaces.emplace(key, launch.workspace);
+    if (capturing) {
+      const py::object make = py::module_::import("fastdistill._native").attr("graph_workspace");
+      owner = make(device, kCudaWorkspaceBytes, kCudaTicketBytes);
+      launch.workspace = view_of(owner, {"fastdistill", "workspace"}).data;
+    } else {
+      launch.workspace = cuda_kernels().make_workspace(device, launch.stream);
+      workspaces.emplace(key, launch.workspace);
+    }
   }
 };
 

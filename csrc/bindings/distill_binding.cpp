@@ -68,18 +68,6 @@ void read_mask(Call& call, py::handle mask, const char* function) {
   call.args.mask_row_stride = shared ? 0 : row_stride(view);
 }
 
-// torch's description of a tensor does not tell that its sign bit is virtual.
-void refuse_negated_view(py::handle tensor, ArgumentName name) {
-  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
-  const py::object answer =
-      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
-  if (!answer) throw py::error_already_set();
-  if (answer.is(py::bool_(true))) {
-    raise_value(name.function, name.argument, "be no negated view (call resolve_neg)",
-                "is_neg() true");
-  }
-}
-
 void read_logits(Call& call, py::handle student, py::handle teacher, const char* function) {
   const ArgumentName student_name{function, "student_logits"};
   const ArgumentName teacher_name{function, "teacher_logits"};
@@ -109,17 +97,41 @@ double scale_of(Reduction reduction, LossKind kind, std::int64_t batch, std::int
   return terms > 0 ? 1.0 / terms : 1.0;  // an empty batch has loss 0
 }
 
-// Whether two matrices with adjacent columns share any byte between their first and last elements.
-bool share_memory(const dlpack::Tensor& a, const Matrix& b, const DistillArgs& args) {
-  if (args.batch == 0 || args.actions == 0) return false;
-  const auto begin_of = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data); };
-  const auto bytes = [&](std::int64_t stride, int element) {
-    return static_cast<std::uintptr_t>(((args.batch - 1) * stride + args.actions) * element);
+// The bytes from a matrix's first element to its last; [batch, actions] with adjacent columns.
+struct Extent {
+  std::uintptr_t begin;
+  std::uintptr_t end;
+
+  Extent(const void* data, std::int64_t stride, int element, const DistillArgs& args)
+      : begin(reinterpret_cast<std::uintptr_t>(data)),
+        end(begin + static_cast<std::uintptr_t>(((args.batch - 1) * stride + args.actions) *
+                                                element)) {}
+  bool overlaps(const Extent& other) const { return begin < other.end && other.begin < end; }
+};
+
+// What the kernel reads while it writes gradients. Arguments that were copied first may overlap:
+// then it is the copy that is read.
+void refuse_overlap(const dlpack::Tensor& grad, const DistillArgs& args, const char* function) {
+  if (args.batch == 0 || args.actions == 0) return;
+  const Extent written(grad.data, row_stride(grad), grad.dtype.bits / 8, args);
+  const auto refuse = [&](const char* constraint) {
+    raise_value(function, "out_grad", constraint, "an overlap");
   };
-  const std::uintptr_t a_begin = begin_of(a.data);
-  const std::uintptr_t b_begin = begin_of(b.data);
-  return a_begin < b_begin + bytes(b.row_stride, element_bytes(b.dtype)) &&
-         b_begin < a_begin + bytes(row_stride(a), a.dtype.bits / 8);
+  for (const Matrix* logits : {&args.student, &args.teacher}) {
+    if (written.overlaps({logits->data, logits->row_stride, element_bytes(logits->dtype), args})) {
+      refuse("be other memory than the logits");
+    }
+  }
+  if (args.action_mask != nullptr &&
+      written.overlaps({args.action_mask, args.mask_row_stride, 1, args})) {
+    refuse("be other memory than action_mask");
+  }
+  const std::int64_t weight_bytes = args.batch * (uses_float64(args) ? 8 : 4);
+  const auto weight = reinterpret_cast<std::uintptr_t>(args.weight);
+  if (args.weight != nullptr && weight < written.end &&
+      written.begin < weight + static_cast<std::uintptr_t>(weight_bytes)) {
+    refuse("be other memory than weight");
+  }
 }
 
 void check_out_grad(const Call& call, py::handle out_grad, const char* function) {
@@ -131,15 +143,13 @@ void check_out_grad(const Call& call, py::handle out_grad, const char* function)
                repr_of(out_grad.attr("dtype")));
   }
   check_same_device(view, call.student, "student_logits", name);
+  refuse_negated_view(out_grad, name);
   const bool overlaps = view.shape[0] > 1 && row_stride(view) < view.shape[1];
   if (!has_adjacent_columns(view) || overlaps) {
     raise_value(function, "out_grad", "have adjacent columns and separate rows",
                 "strides " + repr_of(out_grad.attr("stride")()));
   }
-  if (share_memory(view, call.args.student, call.args) ||
-      share_memory(view, call.args.teacher, call.args)) {
-    raise_value(function, "out_grad", "be other memory than the logits", "an overlap");
-  }
+  refuse_overlap(view, call.args, function);
 }
 
 void place_gradient(Call& call, py::handle student, py::handle out_grad, const char* function,

@@ -56,6 +56,17 @@ std::int64_t row_stride(const dlpack::Tensor& tensor) {
   return tensor.strides == nullptr ? tensor.shape[1] : tensor.strides[0];
 }
 
+void refuse_negated_view(py::handle tensor, ArgumentName name) {
+  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+  const py::object answer =
+      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
+  if (!answer) throw py::error_already_set();
+  if (answer.is(py::bool_(true))) {
+    raise_value(name.function, name.argument, "be no negated view (call resolve_neg)",
+                "is_neg() true");
+  }
+}
+
 dlpack::Tensor with_adjacent_columns(const dlpack::Tensor& view, py::handle object,
                                      py::object& owner, ArgumentName name) {
   if (has_adjacent_columns(view)) return view;
@@ -77,6 +88,7 @@ const void* row_values(py::handle values, const dlpack::Tensor& reference,
   float_dtype(view, name);
   check_rows(view, reference, name);
   check_same_device(view, reference, reference_name, name);
+  refuse_negated_view(values, name);
   const bool adjacent = view.strides == nullptr || view.shape[0] < 2 || view.strides[0] == 1;
   if (adjacent && view.dtype.bits == (float64 ? 64 : 32)) return view.data;
   const Torch& torch = torch_api();

@@ -25,6 +25,9 @@ void check_rows(const dlpack::Tensor& tensor, const dlpack::Tensor& reference, A
 bool has_adjacent_columns(const dlpack::Tensor& tensor);
 std::int64_t row_stride(const dlpack::Tensor& tensor);
 
+// torch's description of a tensor does not tell that its sign bit is virtual.
+void refuse_negated_view(pybind11::handle tensor, ArgumentName name);
+
 // A tensor whose rows the kernels can read: itself, or a copy that `owner` keeps alive.
 dlpack::Tensor with_adjacent_columns(const dlpack::Tensor& view, pybind11::handle object,
                                      pybind11::object& owner, ArgumentName name);

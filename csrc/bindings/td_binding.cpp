@@ -23,6 +23,7 @@ const std::int64_t* read_actions(py::handle action, const dlpack::Tensor& q, py:
   }
   check_rows(view, q, name);
   check_same_device(view, q, "q", name);
+  refuse_negated_view(action, name);
   if (view.strides != nullptr && view.shape[0] > 1 && view.strides[0] != 1) {
     owner = action.attr("contiguous")();
     view = view_of(owner, name);
@@ -51,6 +52,7 @@ py::tuple td(int kind, py::handle q, py::handle action, py::handle target, py::h
   if (given.dtype.code != dlpack::kFloat || given.dtype.bits < 32) {
     raise_type(kFunction, "q", "be float64 or float32", repr_of(q.attr("dtype")));
   }
+  refuse_negated_view(q, q_name);
   py::object q_owner;
   py::object action_owner;
   py::object target_owner;

@@ -15,7 +15,8 @@ using ParallelFor = int (*)(std::int64_t begin, std::int64_t end, std::int64_t g
 // `loop` must outlive every later call; null returns to the calling thread.
 void set_parallel_for(ParallelFor loop);
 
-// Calls body on disjoint ranges that cover [0, count). The body must not throw.
+// Calls body on disjoint ranges that cover [0, count). What a body throws on any thread reaches the
+// caller, the first of several; the loop's other ranges may or may not have been done then.
 void parallel_for(std::int64_t count, ParallelBody body, void* context);
 
 }  // namespace fastdistill

@@ -7,6 +7,7 @@
 
 #include "common/host_device.h"
 #include "losses/loss_args.h"
+#include "losses/round_to_odd.h"
 
 namespace fastdistill {
 inline namespace FASTDISTILL_ISA {
@@ -96,12 +97,12 @@ inline void narrow_row(const Real* in, int64_t count, DType dtype, void* out) {
       return;
     case DType::kBFloat16:
       for (int64_t i = 0; i < count; ++i) {
-        static_cast<uint16_t*>(out)[i] = narrow_bfloat16(static_cast<float>(in[i]));
+        static_cast<uint16_t*>(out)[i] = narrow_bfloat16(round_to_odd(in[i]));
       }
       return;
     case DType::kFloat16:
       for (int64_t i = 0; i < count; ++i) {
-        static_cast<uint16_t*>(out)[i] = narrow_float16(static_cast<float>(in[i]));
+        static_cast<uint16_t*>(out)[i] = narrow_float16(round_to_odd(in[i]));
       }
       return;
   }

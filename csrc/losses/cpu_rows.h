@@ -233,7 +233,7 @@ struct RowKernel {
     } else if constexpr (kind == LossKind::kReverseKl) {
       loss = F::kl_loss(sums.cross, sums.s, sums.t);
       const V inverse_s = factor / sums.s;
-      const V mean = F::mean_cross(sums.cross, sums.s);
+      const V mean = sums.cross / sums.s;
       emit([&](int64_t i) {
         const V grad =
             F::reverse_kl_grad(M::load(rows.first + i), M::load(rows.second + i), inverse_s, mean);
@@ -309,8 +309,8 @@ struct RowKernel {
               M::store(rows.second + at, z[k] - z[n + k]);
             } else {
               M::store(rows.second + at, e[n + k]);
-              M::store(rows.third + at, z[k]);
-              M::store(rows.fourth + at, z[n + k]);
+              M::store(rows.third + at, F::finite(z[k]));
+              M::store(rows.fourth + at, F::finite(z[n + k]));
             }
           });
         },

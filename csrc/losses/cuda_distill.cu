@@ -15,7 +15,7 @@ constexpr std::int64_t kBlocksPerMultiprocessor = 16;
 
 Workspace workspace_at(void* memory) {
   return {static_cast<unsigned*>(memory),
-          reinterpret_cast<double*>(static_cast<unsigned char*>(memory) + 16)};
+          reinterpret_cast<double*>(static_cast<unsigned char*>(memory) + kCudaTicketBytes)};
 }
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -175,5 +175,14 @@ bool is_capturing_cuda(int device, void* stream) {
   const platform::DeviceScope scope(device);
   return platform::is_capturing(stream);
 }
+
+void* make_workspace_cuda(int device, void* stream) {
+  const platform::DeviceScope scope(device);
+  void* memory = platform::allocate(kCudaWorkspaceBytes);
+  platform::zero_async(memory, kCudaTicketBytes, stream);
+  return memory;
+}
+
+int current_device_cuda() { return platform::current_device(); }
 
 }  // namespace fastdistill

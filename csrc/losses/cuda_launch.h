@@ -19,8 +19,9 @@ inline constexpr std::int64_t kMaxCudaBlocks = 4096;
 // must be 0 before the first call and are 0 again after each call. Calls that may overlap in time
 // need a workspace each: keep one per device and stream, and give every captured graph its own,
 // zeroed by a node of that graph.
+inline constexpr std::size_t kCudaTicketBytes = 16;
 inline constexpr std::size_t kCudaWorkspaceBytes =
-    16 + static_cast<std::size_t>(kMaxCudaBlocks) * sizeof(double);
+    kCudaTicketBytes + static_cast<std::size_t>(kMaxCudaBlocks) * sizeof(double);
 
 struct CudaLaunch {
   int device = 0;
@@ -41,12 +42,22 @@ bool is_capturing_cuda(int device, void* stream);
 // offers this table as the capsule `kernels`.
 inline constexpr const char* kCudaKernelsCapsule = "fastdistill.cuda_kernels";
 
+// Zeroed memory of cudaMalloc, of use on this stream from now on. It is never freed, and it belongs
+// to no pool of torch: what a captured graph's pool holds beyond the graph's own results is an
+// error to torch.compile. A capture on another thread does not mind.
+void* make_workspace_cuda(int device, void* stream);
+
+// The device that is current to this thread; asking makes no context.
+int current_device_cuda();
+
 struct CudaKernels {
   std::size_t distill_args_bytes;  // both modules must come from one build
   std::size_t td_args_bytes;
   void (*distill)(const DistillArgs& args, const CudaLaunch& launch);
   void (*td)(const TdArgs& args, const CudaLaunch& launch);
   bool (*is_capturing)(int device, void* stream);
+  void* (*make_workspace)(int device, void* stream);
+  int (*current_device)();
 };
 
 }  // namespace fastdistill

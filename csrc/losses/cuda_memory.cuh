@@ -8,6 +8,7 @@
 
 #include "losses/cuda_platform.h"
 #include "losses/loss_args.h"
+#include "losses/round_to_odd.h"
 #include "losses/row_math.h"
 
 namespace fastdistill::cuda {
@@ -35,32 +36,37 @@ struct DeviceMath {
   static FASTDISTILL_DEVICE double log2(double value) { return ::log2(value); }
 };
 
-// How a dtype lies in memory, and its elements from a value of type Wide.
+// How a dtype lies in memory, and its elements from a value of the arithmetic type.
 template <DType dtype>
 struct Storage;
 template <>
 struct Storage<DType::kFloat64> {
   using Bits = double;
-  using Wide = double;
-  static FASTDISTILL_DEVICE Bits narrow(Wide value) { return value; }
+  static FASTDISTILL_DEVICE Bits narrow(double value) { return value; }
 };
 template <>
 struct Storage<DType::kFloat32> {
   using Bits = float;
-  using Wide = float;
-  static FASTDISTILL_DEVICE Bits narrow(Wide value) { return value; }
+  template <class Real>
+  static FASTDISTILL_DEVICE Bits narrow(Real value) {
+    return static_cast<float>(value);
+  }
 };
 template <>
 struct Storage<DType::kBFloat16> {
   using Bits = std::uint16_t;
-  using Wide = float;
-  static FASTDISTILL_DEVICE Bits narrow(Wide value) { return platform::narrow_bfloat16(value); }
+  template <class Real>
+  static FASTDISTILL_DEVICE Bits narrow(Real value) {
+    return platform::narrow_bfloat16(round_to_odd(value));
+  }
 };
 template <>
 struct Storage<DType::kFloat16> {
   using Bits = std::uint16_t;
-  using Wide = float;
-  static FASTDISTILL_DEVICE Bits narrow(Wide value) { return platform::narrow_float16(value); }
+  template <class Real>
+  static FASTDISTILL_DEVICE Bits narrow(Real value) {
+    return platform::narrow_float16(round_to_odd(value));
+  }
 };
 
 // float64 logits make the arithmetic float64, so kernels in float32 never meet them.
@@ -199,18 +205,17 @@ FASTDISTILL_DEVICE void store_quad(const Quad<Real>& quad, void* base, DType dty
   with_storage<Real>(dtype, [&](auto storage) {
     using S = decltype(storage);
     using Bits = typename S::Bits;
-    using Wide = typename S::Wide;
     auto* elements = static_cast<Bits*>(base);
     if (positions.is_wide()) {
       Quad<Bits> bits;
-      for (int j = 0; j < kQuad; ++j) bits.v[j] = S::narrow(static_cast<Wide>(quad.v[j]));
+      for (int j = 0; j < kQuad; ++j) bits.v[j] = S::narrow(quad.v[j]);
       *reinterpret_cast<Quad<Bits>*>(elements + offset_of(positions.first)) = bits;
       return;
     }
     for (int j = 0; j < kQuad; ++j) {
       const std::int64_t position = positions.at(j);
       if (position < positions.end) {
-        elements[offset_of(position)] = S::narrow(static_cast<Wide>(quad.v[j]));
+        elements[offset_of(position)] = S::narrow(quad.v[j]);
       }
     }
   });

@@ -105,6 +105,23 @@ inline bool is_capturing(void* stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+inline void* allocate(std::size_t bytes) {
+  // A capture elsewhere in the process would otherwise forbid the call and be spoilt by it.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, bytes);
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  check(error, "cudaMalloc");
+  return memory;
+}
+
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
+
 struct Grid {
   std::int64_t blocks;
   int threads;

@@ -92,7 +92,7 @@ class RowLoss {
     } else if constexpr (kind == LossKind::kReverseKl) {
       loss = F::kl_loss(cross_, sum_s_, sum_t_);
       const Real inverse_s = factor / sum_s_;
-      const Real mean = F::mean_cross(cross_, sum_s_);
+      const Real mean = cross_ / sum_s_;
       finish([&](Pair<Real> kept) {
         return F::reverse_kl_grad(kept.student, kept.teacher, inverse_s, mean);
       });
@@ -160,7 +160,7 @@ class RowLoss {
   // What the pass after the exponentials needs.
   FASTDISTILL_DEVICE Pair<Real> kept(Pair<Real> logits, const Terms& terms) const {
     if constexpr (kind == LossKind::kJsd) {
-      return {terms.z_s, terms.z_t};
+      return {F::finite(terms.z_s), F::finite(terms.z_t)};
     } else if constexpr (kind == LossKind::kReverseKl) {
       return {terms.e_s, terms.z_s - terms.z_t};
     } else {

@@ -9,9 +9,9 @@
 //
 // With z = (x - max x) / temperature * log2(e), e = 2^z, and the sums over a row's actions:
 //   p = e_t / sum_t,  log2 p = z_t - log2 sum_t   (teacher; q and s likewise for the student)
-// A masked action (logit -inf) gets a z that is hugely negative yet finite, and e = 0: its terms
-// are then 0 by arithmetic, with no 0 * inf and no selection. A cross sum that such a z has entered
-// with a probability above 0 stands out by its size and is reported as +inf.
+// A masked action (logit -inf) has z = -inf and e = 0. The cross sum leaves out the terms of e = 0,
+// and a z of -inf that enters it with a probability above 0 makes it +inf by itself. The mixture
+// needs differences of z that are numbers and gets them hugely negative instead.
 #pragma once
 
 #include "common/host_device.h"
@@ -54,32 +54,28 @@ struct RowMath {
 
   static FASTDISTILL_HD V at_least_zero(V value) { return Math::at_least(value, constant(0)); }
 
-  // z of the comment above; NaN stays NaN, and -inf becomes hugely negative.
+  // z of the comment above; NaN stays NaN.
   static FASTDISTILL_HD V shifted(V logit, V shift, Factor<Real> factor) {
     const V distance = logit - shift;
-    const V z = Math::fused_multiply_add(distance, constant(factor.high), distance * factor.low);
-    return Math::at_least(z, constant(-1e38));
+    return Math::fused_multiply_add(distance, constant(factor.high), distance * factor.low);
   }
+
+  static FASTDISTILL_HD V finite(V z) { return Math::at_least(z, constant(-1e38)); }
 
   // A row without any unmasked action has no maximum; shifting by 0 keeps all its e at 0.
   static FASTDISTILL_HD V shift_of(V row_max) {
     return row_max == minus_infinity() ? constant(0) : row_max;
   }
 
-  // sum_j e_a (z_a - z_b) is the cross sum of KL(a || b) in units of sum_a.
+  // sum_j e_a (z_a - z_b) is the cross sum of KL(a || b) in units of sum_a. Compared for equality,
+  // so that a NaN stays.
   static FASTDISTILL_HD V add_cross_term(V cross, V e_a, V z_a, V z_b) {
-    return Math::multiply_add(e_a, z_a - z_b, cross);
-  }
-
-  // Mean of z_a - z_b under a. Above 1e15 an action of a's with a probability above 1e-23 must have
-  // been masked for b: the divergence is infinite.
-  static FASTDISTILL_HD V mean_cross(V cross, V sum_a) {
-    const V mean = cross / sum_a;
-    return mean > constant(1e15) ? constant(Math::infinity()) : mean;
+    const V difference = e_a == constant(0) ? constant(0) : z_a - z_b;
+    return Math::multiply_add(e_a, difference, cross);
   }
 
   static FASTDISTILL_HD V kl_loss(V cross, V sum_a, V sum_b) {
-    const V bits = mean_cross(cross, sum_a) - Math::log2(sum_a / sum_b);
+    const V bits = cross / sum_a - Math::log2(sum_a / sum_b);
     return at_least_zero(constant(kLn2) * bits);
   }
 

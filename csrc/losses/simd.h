@@ -128,16 +128,17 @@ struct Math<float> {
 #endif
   }
 
-  // y = 2^x for finite x <= 0, within 1 ulp; below 2^-126, where float32 loses precision, 0 is
-  // allowed. Several at once, side by side: one waits for its own results most of the time.
+  // y = 2^x for x <= 0, -inf included, within 1 ulp; below 2^-126, where float32 loses precision, 0
+  // is allowed. Several at once, side by side: one waits for its own results most of the time.
   template <int n>
   static FASTDISTILL_HD void exp2(const V (&x)[n], V (&y)[n]) {
     V scale[n];  // x to the nearest integer
     V r[n];      // the rest in [-1/2, 1/2], exact
     for_each<n>([&](int k) {
 #if defined(__AVX512F__)
-      scale[k] = reinterpret_cast<V>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x[k]), 0));
-      r[k] = x[k] - scale[k];
+      const V bounded = at_least(x[k], broadcast(-1e38f));  // the rest of -inf would be NaN
+      scale[k] = reinterpret_cast<V>(_mm512_roundscale_ps(reinterpret_cast<__m512>(bounded), 0));
+      r[k] = bounded - scale[k];
 #else
       const V magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
       scale[k] = x[k] + magic;

@@ -18,6 +18,12 @@ void require(bool holds, const char* what, const Value& got) {
   throw std::invalid_argument(text.str());
 }
 
+__extension__ using Uint128 = unsigned __int128;
+
+// Memory that no address can name; what is below cannot wrap in 64 bits, whatever it is multiplied
+// with here.
+constexpr std::uint64_t kMaxBytes = std::uint64_t{1} << 47;
+
 }  // namespace
 
 SlotLayout::SlotLayout(const ReplayConfig& config)
@@ -46,6 +52,10 @@ void validate(const ReplayConfig& config) {
   require(config.discount >= 0.0 && config.discount <= 1.0, "discount must be in [0, 1]",
           config.discount);
   require(config.frame_bytes >= 1, "frame_shape must hold at least one element", 0);
+  Uint128 slot_bytes = config.frame_bytes;
+  for (const std::size_t bytes : config.column_bytes) slot_bytes += bytes;
+  require(slot_bytes <= kMaxBytes, "frame_shape and columns must take at most 2^47 bytes per step",
+          static_cast<double>(slot_bytes));
   std::uint64_t lanes = 0;
   for (const std::uint32_t count : config.lanes_per_task) {
     require(count >= 1, "lanes_per_task must be positive", count);
@@ -59,6 +69,11 @@ void validate(const ReplayConfig& config) {
     require(std::isfinite(sampler.fixed_initial_priority) && sampler.fixed_initial_priority > 0.0F,
             "initial_priority must be finite and > 0", sampler.fixed_initial_priority);
   }
+  const SlotLayout layout(config);
+  const Uint128 leaf_bytes = Uint128{16} * config.samplers.size() * layout.leaves_per_lane;
+  const Uint128 total = config.num_lanes * (Uint128{layout.slots_per_lane} * layout.slot_bytes +
+                                            leaf_bytes);
+  require(total <= kMaxBytes, "capacity must need at most 2^47 bytes", static_cast<double>(total));
 }
 
 std::size_t required_bytes(const ReplayConfig& config) {

@@ -84,7 +84,6 @@ struct alignas(2 * kCacheLineBytes) Lane {
   std::atomic<std::uint64_t> begin{0};  // steps whose slots are, or were, being written
   std::atomic<std::uint64_t> end{0};    // steps published; begin is end, or one more in an append
   std::atomic<std::uint64_t> floor{0};  // steps before this were cleared
-  std::atomic<std::int64_t> live_rows{0};
   // The writer's own.
   alignas(kCacheLineBytes) std::atomic<bool> has_writer{false};
   WindowTracker tracker;
@@ -129,7 +128,7 @@ class LaneStorage {
     std::byte* const at = slot(lane_index, slot_of(step));
     // (A) announced before the first byte changes; pairs with (F) in intact().
     Sync::store(lane.begin, step + 1, std::memory_order_relaxed);
-    begin_shared_writes();
+    begin_shared_writes(layout_.slot_bytes);
     Sync::write_shared(at, in.frame, config_.frame_bytes);
     Sync::write_record(at + layout_.record_offset, &record, sizeof record);
     for (std::size_t c = 0; c < in.columns.size(); ++c) {

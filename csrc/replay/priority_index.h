@@ -147,7 +147,8 @@ class PriorityIndex {
     return (lane - first_lane(task_of(lane))) * leaves_per_lane_ + slot;
   }
   std::uint64_t load(std::uint32_t lane, std::uint64_t slot) const noexcept {
-    return tree_of(lane).leaf(leaf_of(lane, slot)).load(std::memory_order_relaxed);
+    // As (C): whoever goes on to the row of a live word sees its bytes.
+    return tree_of(lane).leaf(leaf_of(lane, slot)).load(std::memory_order_acquire);
   }
   void prefetch(std::uint32_t lane, std::uint64_t slot) const noexcept {
     tree_of(lane).prefetch_leaf(leaf_of(lane, slot));
@@ -158,8 +159,10 @@ class PriorityIndex {
   // stays above zero.
   std::uint32_t weight_of(float priority) noexcept {
     const float power = raise(priority);
+    // Written so that NaN fails: another thread may have written it since the caller's check.
+    if (!(power > 0.0F)) return 0;
     const float steps = std::nearbyint(power * kWeightOne);
-    if (power > 0.0F && steps < 1.0F) return clamp(1);
+    if (steps < 1.0F) return clamp(1);
     if (steps >= 0x1p32F) return clamp(kMaxWeight);
     return static_cast<std::uint32_t>(steps);
   }

@@ -2,7 +2,7 @@
 // The prioritized replay: a LaneStorage and one PriorityIndex per sampler, kept in step.
 //
 // Roles. One thread at a time appends to a lane; any number of threads sample, update priorities
-// and read. Progress: append is wait-free; sample, update and read are lock-free; nobody waits for
+// and read. Progress: read is wait-free; append, sample and update are lock-free; nobody waits for
 // a stopped thread. Order of one append: kill the row that loses its history, announce (A), copy,
 // publish (G), make complete rows live (B). A sampled row was live at (C), inside the call, and its
 // bytes are whole, by (F). Not promised: a snapshot of all leaves at one instant.
@@ -45,6 +45,12 @@ struct SampleOptions {
 
 inline constexpr std::size_t kMaxBatch = std::size_t{1} << 20;
 
+// What a task has to draw from. At least as many as there are live leaves: raised before rows
+// become live and lowered after they died, so that weights never count with too few.
+struct alignas(kCacheLineBytes) TaskRows {
+  std::atomic<std::int64_t> live{0};
+};
+
 struct RowPriority {
   std::int64_t id;
   double priority;
@@ -86,6 +92,14 @@ class Replay {
 
   // Drops every row; ids go on from where they were. An append to every lane, as to threads.
   void clear();
+  // The same under the caller's claim of all lanes.
+  void clear_claimed() noexcept;
+
+  // Rows that became live (above zero) or died; before the first and after the last of them.
+  void count_live(std::uint32_t lane, std::int64_t rows) noexcept {
+    if (rows == 0) return;
+    Sync::fetch_add(task_rows_[indexes_[0]->task_of(lane)].live, rows, std::memory_order_relaxed);
+  }
 
   std::uint64_t live_rows() const noexcept;
   std::vector<RowPriority> priorities(std::size_t sampler) const;
@@ -122,7 +136,8 @@ class Replay {
   struct Draw;
 
   void append_step(std::uint32_t lane, const StepIn& step) noexcept;
-  void kill(std::uint32_t lane, std::uint64_t step) noexcept;
+  // Returns whether the row was live.
+  bool kill(std::uint32_t lane, std::uint64_t step) noexcept;
   // Checks an id's form and that its lane has come so far.
   RowId issued_row(std::int64_t id, const char* function, std::size_t i) const;
   bool is_live(RowId row) const noexcept;
@@ -133,6 +148,7 @@ class Replay {
 
   LaneStorage<Sync> storage_;
   std::vector<std::unique_ptr<PriorityIndex<Sync>>> indexes_;
+  std::vector<TaskRows> task_rows_;
   std::uint64_t seed_;
   alignas(kCacheLineBytes) std::atomic<std::uint64_t> calls_{0};
 };

@@ -15,7 +15,9 @@ namespace fastdistill::replay {
 
 template <class Sync>
 Replay<Sync>::Replay(const ReplayConfig& config)
-    : storage_((validate(config), config)), seed_(config.seed) {
+    : storage_((validate(config), config)),
+      task_rows_(config.lanes_per_task.size()),
+      seed_(config.seed) {
   for (const SamplerConfig& sampler : config.samplers) {
     indexes_.push_back(std::make_unique<PriorityIndex<Sync>>(config, sampler, storage_.layout()));
   }
@@ -76,10 +78,13 @@ void Replay<Sync>::append(const AppendIn& in) {
       detail::require_priority(in.priority[i], "append", i);
     }
   }
-  const LaneClaim claim(*this, in.lanes, "append");
+  // A copy, because the caller's other threads could change theirs between the claim and its use.
+  thread_local std::vector<std::int64_t> lanes;
+  lanes.assign(in.lanes.begin(), in.lanes.end());
+  const LaneClaim claim(*this, lanes, "append");
   StepIn step;
   step.columns.resize(in.columns.size());
-  for (std::size_t i = 0; i < in.lanes.size(); ++i) {
+  for (std::size_t i = 0; i < lanes.size(); ++i) {
     step.frame = in.frame + i * config().frame_bytes;
     step.action = in.action[i];
     step.reward = in.reward[i];
@@ -90,7 +95,7 @@ void Replay<Sync>::append(const AppendIn& in) {
     for (std::size_t c = 0; c < in.columns.size(); ++c) {
       step.columns[c] = in.columns[c] + i * config().column_bytes[c];
     }
-    append_step(static_cast<std::uint32_t>(in.lanes[i]), step);
+    append_step(static_cast<std::uint32_t>(lanes[i]), step);
   }
 }
 
@@ -98,36 +103,48 @@ template <class Sync>
 void Replay<Sync>::append_step(std::uint32_t lane_index, const StepIn& in) noexcept {
   Lane& lane = storage_.lane(lane_index);
   const std::uint64_t step = lane.end.load(std::memory_order_relaxed);
-  if (step >= config().lane_capacity_steps) kill(lane_index, step - config().lane_capacity_steps);
+  const bool has_killed =
+      step >= config().lane_capacity_steps && kill(lane_index, step - config().lane_capacity_steps);
   const StepRecord record = storage_.write(lane_index, step, in);
   const auto complete = lane.tracker.arrive(step, record, config().n_step);
+  // Usually one row comes as one goes, and the count that all writers share rests.
+  const std::int64_t more =
+      static_cast<std::int64_t>(complete.last - complete.first) - (has_killed ? 1 : 0);
+  count_live(lane_index, std::max<std::int64_t>(more, 0));
   for (std::uint64_t row = complete.first; row < complete.last; ++row) {
     const float priority = storage_.record(lane_index, storage_.slot_of(row)).priority;
     for (const auto& index : indexes_) {
       index->enable(lane_index, storage_.slot_of(row), storage_.lap_of(row), priority);
     }
-    Sync::fetch_add(lane.live_rows, 1, std::memory_order_relaxed);
   }
+  count_live(lane_index, std::min<std::int64_t>(more, 0));
 }
 
 template <class Sync>
-void Replay<Sync>::kill(std::uint32_t lane, std::uint64_t step) noexcept {
+bool Replay<Sync>::kill(std::uint32_t lane, std::uint64_t step) noexcept {
   bool was_live = false;
   for (const auto& index : indexes_) {
     was_live = index->kill(lane, storage_.slot_of(step), storage_.lap_of(step));
   }
-  if (was_live) Sync::fetch_add(storage_.lane(lane).live_rows, -1, std::memory_order_relaxed);
+  return was_live;
 }
 
 template <class Sync>
 void Replay<Sync>::clear() {
   const auto lanes = all_lanes();
   const LaneClaim claim(*this, lanes, "clear");
+  clear_claimed();
+}
+
+template <class Sync>
+void Replay<Sync>::clear_claimed() noexcept {
   for (std::uint32_t i = 0; i < config().num_lanes; ++i) {
     Lane& lane = storage_.lane(i);
     const std::uint64_t end = lane.end.load(std::memory_order_relaxed);
     const std::uint64_t kept = std::min(end, config().lane_capacity_steps);
-    for (std::uint64_t step = end - kept; step < end; ++step) kill(i, step);
+    std::int64_t killed = 0;
+    for (std::uint64_t step = end - kept; step < end; ++step) killed += kill(i, step) ? 1 : 0;
+    count_live(i, -killed);
     Sync::store(lane.floor, end, std::memory_order_release);
     lane.tracker = WindowTracker(end);
   }
@@ -188,9 +205,7 @@ void Replay<Sync>::read(std::span<const std::int64_t> ids, const BatchOut& out) 
 template <class Sync>
 std::uint64_t Replay<Sync>::live_rows() const noexcept {
   std::int64_t rows = 0;
-  for (std::uint32_t i = 0; i < config().num_lanes; ++i) {
-    rows += storage_.lane(i).live_rows.load(std::memory_order_relaxed);
-  }
+  for (const TaskRows& task : task_rows_) rows += task.live.load(std::memory_order_relaxed);
   return static_cast<std::uint64_t>(std::max<std::int64_t>(rows, 0));
 }
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -33,28 +35,25 @@ class TaskLine {
     double mean_scale = 0.0;  // weight * mean_scale = weight / mean weight
   };
 
-  TaskLine(const PriorityIndex<Sync>& index, const LaneStorage<Sync>& storage,
+  TaskLine(const PriorityIndex<Sync>& index, std::span<const TaskRows> rows,
            const std::vector<double>& task_weights)
       : shares_(index.num_tasks()) {
-    std::vector<double> live(shares_.size(), 0.0);
-    for (std::uint32_t lane = 0; lane < storage.config().num_lanes; ++lane) {
-      live[index.task_of(lane)] +=
-          static_cast<double>(storage.lane(lane).live_rows.load(std::memory_order_relaxed));
-    }
     for (std::size_t t = 0; t < shares_.size(); ++t) {
       shares_[t].sum = index.task(t).tree.total();
       shares_[t].width = shares_[t].sum;
     }
     if (task_weights.empty()) {
       set_width();
-      double rows = 0.0;
-      for (const double task_rows : live) rows += task_rows;
-      for (Share& share : shares_) share.mean_scale = rows / static_cast<double>(width_);
+      std::int64_t all = 0;
+      for (const TaskRows& task : rows) all += task.live.load(std::memory_order_relaxed);
+      for (Share& share : shares_)
+        share.mean_scale = at_least_one(all) / static_cast<double>(width_);
     } else {
       set_shares(task_weights);
       for (std::size_t t = 0; t < shares_.size(); ++t) {
         if (shares_[t].width > 0) {
-          shares_[t].mean_scale = live[t] / static_cast<double>(shares_[t].sum);
+          shares_[t].mean_scale = at_least_one(rows[t].live.load(std::memory_order_relaxed)) /
+                                  static_cast<double>(shares_[t].sum);
         }
       }
     }
@@ -78,6 +77,11 @@ class TaskLine {
   }
 
  private:
+  // A positive sum may be seen before the count of its rows: weights must be finite all the same.
+  static double at_least_one(std::int64_t rows) noexcept {
+    return static_cast<double>(std::max<std::int64_t>(rows, 1));
+  }
+
   void set_width() {
     std::int64_t width = 0;
     for (const Share& share : shares_) width += share.width;
@@ -150,7 +154,7 @@ void Replay<Sync>::sample(std::size_t sampler, std::size_t num_rows, const Sampl
                                std::to_string(kAttempts) +
                                " redraws; the buffer is too small for the speed of its writers");
     }
-    const TaskLine<Sync> line(index, storage_, options.task_weights);
+    const TaskLine<Sync> line(index, task_rows_, options.task_weights);
     const bool stratified = options.stratified && attempt < kStratumAttempts;
     for (Draw& draw : draws) {
       const std::uint64_t u = philox_u64(seed_, call, draw.row, attempt);
@@ -237,7 +241,7 @@ void Replay<Sync>::normalize(PriorityIndex<Sync>& index, const SampleOptions& op
   if (options.normalization == WeightNormalization::kBatch) {
     smallest = *std::min_element(ratios.begin(), ratios.end());
   } else if (options.normalization == WeightNormalization::kGlobal) {
-    const TaskLine<Sync> line(index, storage_, options.task_weights);
+    const TaskLine<Sync> line(index, task_rows_, options.task_weights);
     smallest = std::numeric_limits<double>::infinity();
     for (std::size_t t = 0; t < line.num_tasks(); ++t) {
       const std::uint32_t least = index.task(t).census.smallest();

@@ -7,12 +7,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
 #include <system_error>
 
-#include "common/crc32c.h"
+#include "replay/snapshot_pieces.h"
 
 namespace fastdistill::replay {
 namespace {
@@ -25,7 +26,10 @@ constexpr std::size_t kMaxSchemaBytes = std::size_t{1} << 20;
 enum class Block : std::uint32_t { kRows = 1, kTrailer = 2 };
 
 // A row's state beside its weight: its tag less the lap's first.
-constexpr std::uint32_t kNotYetLive = 0, kLive = 1;
+constexpr std::uint32_t kNotYetLive = 0, kLive = 1, kKilled = 2;
+
+// The last step that a file may claim: what comes after it still fits in an id.
+constexpr std::uint64_t kMaxEnd = (kStepMask + 1) / 2;
 
 struct LaneRun {
   std::uint64_t first = 0, end = 0;
@@ -35,92 +39,6 @@ struct RowsHeader {
   Block kind = Block::kRows;
   std::uint32_t lane = 0;
   std::uint64_t first = 0, count = 0;
-};
-
-// One checksummed piece of the file on its way out.
-class Piece {
- public:
-  template <class T>
-  void put(const T& value) {
-    put_bytes(&value, sizeof value);
-  }
-  void put_bytes(const void* data, std::size_t size) {
-    const auto* bytes = static_cast<const std::byte*>(data);
-    bytes_.insert(bytes_.end(), bytes, bytes + size);
-  }
-  std::byte* grow(std::size_t size) {
-    bytes_.resize(bytes_.size() + size);
-    return bytes_.data() + bytes_.size() - size;
-  }
-  void write_and_reset(int file) {
-    put(crc32c(bytes_.data(), bytes_.size()));
-    const std::byte* at = bytes_.data();
-    for (std::size_t left = bytes_.size(); left > 0;) {
-      const ssize_t written = ::write(file, at, left);
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) throw std::system_error(errno, std::generic_category(), "save");
-      at += written;
-      left -= static_cast<std::size_t>(written);
-    }
-    bytes_.clear();
-  }
-  void reset() { bytes_.clear(); }
-
- private:
-  std::vector<std::byte> bytes_;
-};
-
-[[noreturn]] void refuse(const std::string& why) {
-  throw std::invalid_argument("load: file must be an intact snapshot, got " + why);
-}
-
-// The file on its way in: reads bytes, sums them up, compares at the end of a piece.
-class PieceReader {
- public:
-  explicit PieceReader(int file) : file_(file) {}
-
-  void get_bytes(void* to, std::size_t size) {
-    read_exactly(to, size);
-    crc_ = crc32c(to, size, crc_);
-  }
-  template <class T>
-  T get() {
-    T value;
-    get_bytes(&value, sizeof value);
-    return value;
-  }
-  void finish(const char* piece) {
-    std::uint32_t expected;
-    read_exactly(&expected, sizeof expected);
-    if (expected != crc_) refuse(std::string("a wrong checksum of the ") + piece);
-    crc_ = 0;
-  }
-  void expect_end() {
-    std::byte extra;
-    if (read_some(&extra, 1) != 0) refuse("more bytes than it should have");
-  }
-
- private:
-  std::size_t read_some(void* to, std::size_t size) {
-    while (true) {
-      const ssize_t got = ::read(file_, to, size);
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw std::system_error(errno, std::generic_category(), "load");
-      return static_cast<std::size_t>(got);
-    }
-  }
-  void read_exactly(void* to, std::size_t size) {
-    auto* at = static_cast<std::byte*>(to);
-    while (size > 0) {
-      const std::size_t got = read_some(at, size);
-      if (got == 0) refuse("fewer bytes than it should have");
-      at += got;
-      size -= got;
-    }
-  }
-
-  int file_;
-  std::uint32_t crc_ = 0;
 };
 
 using DirectReplay = Replay<DirectSync>;
@@ -134,7 +52,18 @@ struct RowsBlock {
   RowsHeader at;
   std::vector<std::byte> slots;
   std::vector<std::uint64_t> states;  // [sampler][count]: {state, weight}
+  std::uint64_t run_first = 0;        // of the lane's unbroken run of blocks
 };
+
+std::uint64_t rows_per_block(const SlotLayout& layout) {
+  return std::max<std::uint64_t>(1, kBlockBytes / layout.slot_bytes);
+}
+
+std::uint32_t state_of(std::uint64_t word, std::uint64_t lap) {
+  const std::uint32_t state = leaf_tag(word) - (live_tag(lap) - 1);
+  // Behind a load a leaf may still have the tag of what was there before.
+  return state <= kKilled ? state : kNotYetLive;
+}
 
 // Copies steps [first, first + count) of a lane; false when its writer overtook the copy.
 bool copy_rows(DirectReplay& replay, const RowsHeader& at, Piece& piece) {
@@ -148,8 +77,7 @@ bool copy_rows(DirectReplay& replay, const RowsHeader& at, Piece& piece) {
   for (std::size_t s = 0; s < replay.config().samplers.size(); ++s) {
     for (std::uint64_t step = at.first; step < at.first + at.count; ++step) {
       const std::uint64_t word = replay.index(s).load(at.lane, storage.slot_of(step));
-      const std::uint32_t state = leaf_tag(word) - (live_tag(storage.lap_of(step)) - 1);
-      piece.put(leaf_word(state, leaf_weight(word)));
+      piece.put(leaf_word(state_of(word, storage.lap_of(step)), leaf_weight(word)));
     }
   }
   finish_shared_reads();
@@ -163,11 +91,10 @@ LaneRun save_lane(DirectReplay& replay, std::uint32_t lane_index, int file) {
   run.end = lane.end.load(std::memory_order_acquire);
   run.first = std::max(run.end - std::min(run.end, layout.slots_per_lane),
                        lane.floor.load(std::memory_order_acquire));
-  const std::uint64_t rows_per_block = std::max<std::uint64_t>(1, kBlockBytes / layout.slot_bytes);
   const off_t start = ::lseek(file, 0, SEEK_CUR);
   Piece piece;
   for (std::uint64_t step = run.first; step < run.end;) {
-    const std::uint64_t count = std::min(rows_per_block, run.end - step);
+    const std::uint64_t count = std::min(rows_per_block(layout), run.end - step);
     if (copy_rows(replay, {.lane = lane_index, .first = step, .count = count}, piece)) {
       piece.write_and_reset(file);
     } else {
@@ -192,12 +119,16 @@ Header read_header(PieceReader& in, const DirectReplay& replay, const std::strin
   }
   const auto schema_bytes = in.get<std::uint64_t>();
   if (schema_bytes > kMaxSchemaBytes) refuse("a damaged header");
+  in.require(schema_bytes);
   std::string found(schema_bytes, '\0');
   in.get_bytes(found.data(), found.size());
+  const auto is_text = [](char c) { return c >= ' ' && c <= '~'; };
+  if (!std::all_of(found.begin(), found.end(), is_text)) refuse("a damaged header");
   Header header{
       .seed = in.get<std::uint64_t>(), .sample_calls = in.get<std::uint64_t>(), .max_weights = {}};
   const auto samplers = in.get<std::uint64_t>();
   if (samplers > kMaxSchemaBytes) refuse("a damaged header");
+  in.require(samplers * sizeof(std::uint32_t));
   for (std::uint64_t s = 0; s < samplers; ++s)
     header.max_weights.push_back(in.get<std::uint32_t>());
   in.finish("header");
@@ -205,7 +136,36 @@ Header read_header(PieceReader& in, const DirectReplay& replay, const std::strin
     throw std::invalid_argument("load: file must be a snapshot of a replay with options " + schema +
                                 ", got " + found);
   }
+  // It starts at 1 and only grows.
+  for (const std::uint32_t weight : header.max_weights) {
+    if (weight < static_cast<std::uint32_t>(kWeightOne)) refuse("a largest priority below 1");
+  }
   return header;
+}
+
+// What no replay can have written, whatever its checksum says.
+void check_block(const RowsBlock& block, const SlotLayout& layout, std::uint16_t& next_age) {
+  for (std::uint64_t i = 0; i < block.at.count; ++i) {
+    StepRecord record;
+    const std::byte* at = block.slots.data() + i * layout.slot_bytes + layout.record_offset;
+    std::memcpy(&record, at, sizeof record);
+    const bool has_priority = !std::isnan(record.priority);
+    if (has_priority && !(record.priority >= 0.0F && std::isfinite(record.priority))) {
+      refuse("a priority that is not finite and >= 0");
+    }
+    if (record.terminated > 1 || record.truncated > 1 || record.boundary > 1) {
+      refuse("a flag that is neither true nor false");
+    }
+    const bool is_first = block.at.first + i == block.run_first;
+    if (!is_first && record.age != next_age) refuse("a step out of its episode");
+    next_age = record.boundary != 0
+                   ? std::uint16_t{0}
+                   : static_cast<std::uint16_t>(std::min<int>(record.age + 1, kMaxAge));
+  }
+  for (const std::uint64_t word : block.states) {
+    if (leaf_tag(word) > kKilled) refuse("a row in an unknown state");
+    if (leaf_tag(word) != kLive && leaf_weight(word) != 0) refuse("a weight of a row not live");
+  }
 }
 
 // Reads a whole snapshot, checking every byte, and shows its blocks in order.
@@ -216,6 +176,7 @@ std::vector<LaneRun> walk(int file, const DirectReplay& replay, const std::strin
   PieceReader in(file);
   header = read_header(in, replay, schema);
   std::vector<LaneRun> runs(config.num_lanes);
+  std::vector<std::uint16_t> next_ages(config.num_lanes);
   RowsBlock block;
   while (in.get<Block>() == Block::kRows) {
     block.at = {};
@@ -223,24 +184,29 @@ std::vector<LaneRun> walk(int file, const DirectReplay& replay, const std::strin
     block.at.first = in.get<std::uint64_t>();
     block.at.count = in.get<std::uint64_t>();
     if (block.at.lane >= config.num_lanes || block.at.count == 0 ||
-        block.at.count > layout.slots_per_lane || block.at.first > kStepMask) {
+        block.at.count > rows_per_block(layout) || block.at.first > kMaxEnd) {
       refuse("a damaged block");
     }
     LaneRun& run = runs[block.at.lane];
     if (run.end == 0) run = {block.at.first, block.at.first};
     if (run.end != block.at.first) refuse("blocks out of order");
     run.end += block.at.count;
+    if (run.end > kMaxEnd) refuse("more steps than can be counted");
     if (run.end - run.first > layout.slots_per_lane) refuse("more rows than a lane holds");
+    in.require(block.at.count * (layout.slot_bytes + 8 * config.samplers.size()));
     block.slots.resize(block.at.count * layout.slot_bytes);
     in.get_bytes(block.slots.data(), block.slots.size());
     block.states.resize(block.at.count * config.samplers.size());
     in.get_bytes(block.states.data(), 8 * block.states.size());
     in.finish("rows");
+    block.run_first = run.first;
+    check_block(block, layout, next_ages[block.at.lane]);
     visit(block);
   }
   for (const LaneRun& seen : runs) {
     const auto stated = in.get<LaneRun>();
     const bool empty = stated.first == stated.end && seen.end == 0;
+    if (stated.end > kMaxEnd) refuse("more steps than can be counted");
     if (!empty && (stated.first != seen.first || stated.end != seen.end)) {
       refuse("blocks missing");
     }
@@ -265,21 +231,26 @@ void restore_lane(DirectReplay& replay, std::uint32_t lane_index, const LaneRun&
     lane.tracker =
         WindowTracker(run.first, storage.record(lane_index, storage.slot_of(run.first)).age);
   }
+  std::int64_t live = 0;
   for (std::uint64_t step = run.first; step < run.end; ++step) {
     const auto complete =
         lane.tracker.arrive(step, storage.record(lane_index, storage.slot_of(step)), config.n_step);
     for (std::uint64_t row = complete.first; row < complete.last; ++row) {
       const StepRecord record = storage.record(lane_index, storage.slot_of(row));
       const std::uint64_t history = std::min<std::uint64_t>(record.age, config.stack - 1);
-      if (row + config.lane_capacity_steps < run.end || row < run.first + history) continue;
       // A row may have been killed between the looks at two samplers' leaves: then it is dead.
       const auto was_killed = [&](const auto& of_sampler) {
         const std::uint32_t state = leaf_tag(of_sampler[row - run.first]);
         return state != kNotYetLive && state != kLive;
       };
-      if (std::any_of(states.begin(), states.end(), was_killed)) continue;
+      const std::uint64_t slot = storage.slot_of(row), lap = storage.lap_of(row);
+      if (row + config.lane_capacity_steps < run.end || row < run.first + history ||
+          std::any_of(states.begin(), states.end(), was_killed)) {
+        // So that the next snapshot knows it, too.
+        for (std::size_t s = 0; s < states.size(); ++s) replay.index(s).kill(lane_index, slot, lap);
+        continue;
+      }
       for (std::size_t s = 0; s < states.size(); ++s) {
-        const std::uint64_t slot = storage.slot_of(row), lap = storage.lap_of(row);
         const std::uint64_t word = states[s][row - run.first];
         if (leaf_tag(word) == kLive) {
           replay.index(s).set(lane_index, slot, lap, leaf_weight(word));
@@ -287,9 +258,10 @@ void restore_lane(DirectReplay& replay, std::uint32_t lane_index, const LaneRun&
           replay.index(s).enable(lane_index, slot, lap, record.priority);
         }
       }
-      lane.live_rows.fetch_add(1, std::memory_order_relaxed);
+      ++live;
     }
   }
+  replay.count_live(lane_index, live);
 }
 
 }  // namespace
@@ -323,16 +295,25 @@ void save_snapshot(DirectReplay& replay, int file, const std::string& schema) {
 
 void load_snapshot(DirectReplay& replay, int file, const std::string& schema) {
   const off_t start = ::lseek(file, 0, SEEK_CUR);
+  // From here on, so that a thread that appends meanwhile gets an error and not this one's lanes.
+  const auto lanes = replay.all_lanes();
+  const DirectReplay::LaneClaim claim(replay, lanes, "load");
   Header header;
-  walk(file, replay, schema, header, [](const RowsBlock&) {});
-  if (::lseek(file, start, SEEK_SET) < 0) {
-    throw std::system_error(errno, std::generic_category(), "load");
-  }
-  replay.clear();
-  LaneStorage<DirectSync>& storage = replay.storage();
+  const auto stated = walk(file, replay, schema, header, [](const RowsBlock&) {});
+  // All that is needed is taken while nothing has changed yet.
   const std::size_t num_samplers = replay.config().samplers.size();
   std::vector<std::vector<std::vector<std::uint64_t>>> states(
       replay.config().num_lanes, std::vector<std::vector<std::uint64_t>>(num_samplers));
+  for (std::size_t lane = 0; lane < states.size(); ++lane) {
+    for (auto& of_sampler : states[lane]) {
+      of_sampler.reserve(stated[lane].end - stated[lane].first);
+    }
+  }
+  if (::lseek(file, start, SEEK_SET) < 0) {
+    throw std::system_error(errno, std::generic_category(), "load");
+  }
+  replay.clear_claimed();
+  LaneStorage<DirectSync>& storage = replay.storage();
   const auto runs = walk(file, replay, schema, header, [&](const RowsBlock& block) {
     const std::size_t slot_bytes = storage.layout().slot_bytes;
     for (std::uint64_t i = 0; i < block.at.count; ++i) {

@@ -21,8 +21,9 @@ namespace fastdistill::replay {
 void save_snapshot(Replay<DirectSync>& replay, int file, const std::string& schema);
 
 // Verifies the whole file, then replaces what the replay holds. Throws std::invalid_argument, with
-// the replay unchanged, unless the file is an intact snapshot of the same schema. Nothing else may
-// use the replay meanwhile.
+// the replay unchanged, unless the file is an intact snapshot of the same schema whose every value
+// a replay can have written; memory is taken for what is in the file, not for what it claims.
+// Nothing else may use the replay meanwhile; an append gets an error.
 void load_snapshot(Replay<DirectSync>& replay, int file, const std::string& schema);
 
 }  // namespace fastdistill::replay

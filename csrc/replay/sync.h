@@ -98,9 +98,18 @@ struct DirectSync {
   }
 };
 
+// glibc's memcpy may use non-temporal stores from here on (the least that its tunable allows). They
+// are not ordered behind earlier stores, as all others of x86 are.
+inline constexpr std::size_t kMinNonTemporalBytes = 0x4040;
+
 // Between the announcing cursor and the first byte: no byte may be seen before the announcement.
-inline void begin_shared_writes() noexcept {
-  if constexpr (!kAtomicWordCopies) std::atomic_thread_fence(std::memory_order_release);
+inline void begin_shared_writes(std::size_t bytes) noexcept {
+  if constexpr (kAtomicWordCopies) return;
+  if (bytes < kMinNonTemporalBytes) {
+    std::atomic_thread_fence(std::memory_order_release);
+  } else {
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+  }
 }
 
 }  // namespace fastdistill::replay

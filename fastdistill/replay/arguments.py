@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastdistill._native import core as _core
 from fastdistill.replay.batch import RowSpec
+from fastdistill.replay.control_groups import control_group_bytes
 
 ArrayLike = npt.ArrayLike | Tensor
 ColumnSpec = tuple[Sequence[int], str]
@@ -25,12 +26,16 @@ ColumnSpec = tuple[Sequence[int], str]
 _FIELDS = ("lanes", "frame", "action", "reward", "terminated", "truncated", "boundary", "priority")
 
 
-def integer(name: str, value: int, *, least: int = 1, function: str = "PrioritizedReplay") -> int:
-    """One integer option or argument, at least ``least``."""
+def integer(
+    name: str, value: int, *, least: int = 1, bits: int = 63, function: str = "PrioritizedReplay"
+) -> int:
+    """One integer option or argument, at least ``least`` and of so many bits."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise TypeError(f"{function}: {name} must be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{function}: {name} must be >= {least}, got {value}")
+    if value >= 1 << bits:
+        raise ValueError(f"{function}: {name} must be below 2**{bits}, got {value}")
     return int(value)
 
 
@@ -54,6 +59,8 @@ def _shape_and_dtype(
     name: str, shape: Sequence[int], dtype: str
 ) -> tuple[tuple[int, ...], np.dtype[Any]]:
     sizes = tuple(integer(name, size) for size in shape)
+    if math.prod(sizes) > _MAX_ROW_BYTES:
+        raise ValueError(f"PrioritizedReplay: {name} must hold at most 2**47 elements, got {sizes}")
     try:
         parsed = np.dtype(dtype)
         torch.from_numpy(np.empty(0, parsed))
@@ -75,7 +82,7 @@ def initial_priority_policy(value: str | float) -> tuple[_core.InitialPriority, 
             f"PrioritizedReplay: initial_priority must be 'max', 'max_live' or a number, "
             f"got {value!r}"
         )
-    return _core.InitialPriority.fixed, value
+    return _core.InitialPriority.fixed, float(value)
 
 
 def append_rows(
@@ -105,6 +112,9 @@ def vector(function: str, name: str, value: Tensor, dtype: torch.dtype) -> Tenso
     return value.detach().to("cpu", dtype).contiguous()
 
 
+_MAX_ROW_BYTES = 1 << 47  # x86-64's address space
+
+
 def require_memory(needed: int) -> None:
     """Refuses a replay that would be killed, or worse swapped, when it fills up."""
     available = _available_memory_bytes()
@@ -122,8 +132,4 @@ def _available_memory_bytes() -> float:
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int(used.read_text()))
-    return available
+    return min(available, control_group_bytes(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")))

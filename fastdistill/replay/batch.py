@@ -2,15 +2,17 @@
 """Batches of the replay and the memory they are copied into.
 
 A batch of Atari frames is megabytes; fresh memory for each would cost more in page faults than
-the copy itself. So memory is used again, but only when no tensor of it is left.
+the copy itself. So memory is used again, but only when no tensor of it is left. Pinned memory is
+torch's to use again: its cache also waits for copies to the device that are still under way.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +27,8 @@ class ReplayBatch(NamedTuple):
     """Rows drawn by :meth:`PrioritizedReplay.sample`; B rows, all CPU tensors.
 
     The tensors are yours for as long as you hold them, or anything made from them without a copy.
-    When nothing does any more, a later ``sample`` of the same thread writes over the memory.
+    When nothing does any more, a later ``sample`` of the same thread writes over the memory; where
+    CUDA is present, not before copies to the device that have been started from it are done.
 
     Attributes:
         obs: ``[B, stack, *frame_shape]``, or ``[B, *frame_shape]`` where ``stack`` is 1.
@@ -66,11 +69,7 @@ class Slab:
     def __init__(self, num_rows: int, spec: RowSpec) -> None:
         self.num_rows = num_rows
         self._names = tuple(spec.columns)
-        integers, floats = ((), np.dtype(np.int64)), ((), np.dtype(np.float32))
-        obs = (spec.obs_shape, spec.frame_dtype)
-        fields = [obs, integers, floats, floats, obs, floats, integers, integers]
-        fields += spec.columns.values()
-        self._arrays = [_array((num_rows, *shape), dtype) for shape, dtype in fields]
+        self._arrays = [np.empty((num_rows, *shape), dtype) for shape, dtype in _fields(spec)]
         self.native = _native_batch(self._arrays)
         self._idle_references = self._references()
 
@@ -85,10 +84,32 @@ class Slab:
 
     def lend(self) -> ReplayBatch:
         """The batch in this memory, as tensors without a copy."""
-        tensors = map(torch.from_numpy, self._arrays)
-        obs, action, reward, discount, next_obs, weight, row_id, task, *columns = tensors
-        by_name = dict(zip(self._names, columns, strict=True))
-        return ReplayBatch(obs, action, reward, discount, next_obs, weight, row_id, task, by_name)
+        return _batch_of(map(torch.from_numpy, self._arrays), self._names)
+
+
+class PinnedSlab:
+    """Memory of one batch from torch's cache of pinned memory, to be lent once.
+
+    The tensors are torch's own: only of those does a copy with ``non_blocking=True`` tell the
+    cache, which then keeps the memory until the device has read it, whoever drops the tensors.
+    """
+
+    def __init__(self, num_rows: int, spec: RowSpec) -> None:
+        self._names = tuple(spec.columns)
+        fields = [((num_rows, *shape), dtype) for shape, dtype in _fields(spec)]
+        sizes = [row_bytes(*field) for field in fields]
+        starts = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
+        # One block, for each would cost a search of the cache.
+        block = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+        self._tensors = [
+            block[start : start + size].view(_torch_dtype(dtype)).view(shape)
+            for start, size, (shape, dtype) in zip(starts, sizes, fields, strict=False)
+        ]
+        self.native = _native_batch([tensor.numpy() for tensor in self._tensors])
+
+    def lend(self) -> ReplayBatch:
+        """The batch in this memory."""
+        return _batch_of(self._tensors, self._names)
 
 
 class SlabPool:
@@ -97,9 +118,12 @@ class SlabPool:
     def __init__(self, spec: RowSpec) -> None:
         self._spec = spec
         self._thread = threading.local()
+        self._is_pinned = torch.cuda.is_available()
 
-    def take(self, num_rows: int) -> Slab:
+    def take(self, num_rows: int) -> Slab | PinnedSlab:
         """A slab that nobody holds a tensor of, else a new one."""
+        if self._is_pinned:
+            return PinnedSlab(num_rows, self._spec)
         slabs: list[Slab] | None = getattr(self._thread, "slabs", None)
         if slabs is None:
             slabs = self._thread.slabs = []
@@ -111,6 +135,8 @@ class SlabPool:
             del slabs[0]
         return slabs[-1]
 
+
+_ALIGNMENT = 64  # bytes; any dtype can be viewed there
 
 # Two serve a loop that drops a batch when it gets the next; four, two such loops or batch sizes.
 _SLABS_KEPT = 4
@@ -126,9 +152,19 @@ def _native_batch(arrays: Sequence[npt.NDArray[Any]]) -> _core.ReplayBatch:
     return _core.ReplayBatch(obs, action, reward, discount, next_obs, weight, row_id, task, columns)
 
 
-def _array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    if torch.cuda.is_available():
-        size = row_bytes(shape, dtype)
-        pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        return pinned.numpy().view(dtype).reshape(shape)
-    return np.empty(shape, dtype)
+def _fields(spec: RowSpec) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype per row of each field of a batch, extra columns last."""
+    integers, floats = ((), np.dtype(np.int64)), ((), np.dtype(np.float32))
+    obs = (spec.obs_shape, spec.frame_dtype)
+    fields = [obs, integers, floats, floats, obs, floats, integers, integers]
+    return fields + list(spec.columns.values())
+
+
+def _batch_of(tensors: Iterable[Tensor], names: Sequence[str]) -> ReplayBatch:
+    obs, action, reward, discount, next_obs, weight, row_id, task, *columns = tensors
+    by_name = dict(zip(names, columns, strict=True))
+    return ReplayBatch(obs, action, reward, discount, next_obs, weight, row_id, task, by_name)
+
+
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

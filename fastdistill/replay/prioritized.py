@@ -12,7 +12,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from fastdistill.replay.arguments import (
     vector,
 )
 from fastdistill.replay.batch import ReplayBatch, SlabPool, row_bytes
+from fastdistill.replay.files import atomic_write, regular_file
 
 __all__ = ["PrioritizedReplay", "ReplayBatch", "RowPriorities"]
 
@@ -115,19 +115,24 @@ class PrioritizedReplay:
         initial_priority: Literal["max", "max_live"] | float = "max",
         pad: Literal["zero", "first"] = "zero",
     ) -> None:
-        lane_capacity = -(-integer("capacity", capacity) // integer("num_lanes", num_lanes))
-        self._spec = row_spec(frame_shape, frame_dtype, integer("stack", stack), columns or {})
+        num_lanes = integer("num_lanes", num_lanes, bits=32)
+        lane_capacity = -(-integer("capacity", capacity) // num_lanes)
+        stack = integer("stack", stack, bits=32)
+        self._spec = row_spec(frame_shape, frame_dtype, stack, columns or {})
         exponents = np.atleast_1d(np.asarray(priority_exponent, np.float64)).tolist()
+        task_lanes = [num_lanes]
+        if lanes_per_task is not None and len(lanes_per_task) > 0:
+            task_lanes = [integer("lanes_per_task", lanes, bits=32) for lanes in lanes_per_task]
         if pad not in ("zero", "first"):
             raise ValueError(f"PrioritizedReplay: pad must be 'zero' or 'first', got {pad!r}")
         policy, fixed_priority = initial_priority_policy(initial_priority)
         options: dict[str, Any] = {
             "lane_capacity_steps": lane_capacity,
             "num_lanes": num_lanes,
-            "lanes_per_task": list(lanes_per_task or [num_lanes]),
+            "lanes_per_task": task_lanes,
             "stack": stack,
-            "n_step": integer("n_step", n_step),
-            "discount": discount,
+            "n_step": integer("n_step", n_step, bits=32),
+            "discount": float(discount),
             "repeat_first_frame": pad == "first",
             "priority_exponents": exponents,
             "fixed_initial_priority": fixed_priority,
@@ -137,7 +142,7 @@ class PrioritizedReplay:
             frame_bytes=row_bytes(self._spec.frame_shape, self._spec.frame_dtype),
             column_bytes=[row_bytes(*column) for column in self._spec.columns.values()],
             initial_priority=policy,
-            seed=integer("seed", seed, least=0),
+            seed=integer("seed", seed, least=0, bits=64),
         )
         self._memory_bytes = config.required_bytes()
         require_memory(self._memory_bytes)
@@ -152,7 +157,7 @@ class PrioritizedReplay:
         )
         self._lane_capacity = lane_capacity
         self._num_samplers = len(exponents)
-        self._num_tasks = len(options["lanes_per_task"])
+        self._num_tasks = len(task_lanes)
         self._lanes = np.arange(num_lanes)
         self._slabs = SlabPool(self._spec)
 
@@ -363,34 +368,26 @@ class PrioritizedReplay:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes rows, priorities and the random state; other threads may go on meanwhile.
 
-        The file appears under its name when complete and on disk, in one step.
+        The file appears under its name when complete and on disk, in one step. Of several saves to
+        one path at once the last to be complete stays.
 
         Raises:
+            ValueError: the path is there and no regular file.
             OSError: the file cannot be written.
         """
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                self._core.save(file.fileno(), self._schema)
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        target = regular_file("save", path)
+        with atomic_write(target) as file:
+            self._core.save(file.fileno(), self._schema)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replaces the content by a snapshot's. No other thread may use the replay meanwhile.
 
         Raises:
-            ValueError: the file is damaged, or of a replay with other options; nothing changed.
+            ValueError: the file is damaged, of a replay with other options or no regular file, or
+                a lane is being written; nothing changed.
             OSError: the file cannot be read.
         """
-        with Path(path).open("rb") as file:
+        with regular_file("load", path).open("rb") as file:
             self._core.load(file.fileno(), self._schema)
 
     @staticmethod

@@ -2,9 +2,12 @@
 // Nobody waits for anybody: one thread is stopped in front of each shared write of each operation
 // in turn, for good as far as the others can tell, and they append, sample and update to the end.
 #include <atomic>
+#include <cmath>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <thread>
+#include <vector>
 
 #include "replay/replay_impl.h"
 #include "replay_world.h"
@@ -154,7 +157,55 @@ void update_all_rows(Scene& scene) {
   scene.replay.update(0, ids, priorities, accepted.get());
 }
 
+void check_weights(Replay& replay, const World& world) {
+  using replay::WeightNormalization;
+  for (const auto normalization :
+       {WeightNormalization::kBatch, WeightNormalization::kGlobal, WeightNormalization::kNone}) {
+    for (const std::vector<double>& tasks : {std::vector<double>{}, {1.0, 0.0}, {1.0, 1.0}}) {
+      WorldBatch batch(world, kBatch);
+      try {
+        replay.sample(0, kBatch, {.normalization = normalization, .task_weights = tasks},
+                      batch.out);
+      } catch (const std::runtime_error&) {
+        continue;  // no row to draw yet
+      }
+      for (std::size_t i = 0; i < kBatch; ++i) {
+        CHECK(std::isfinite(batch.out.weight[i]) && batch.out.weight[i] > 0.0F);
+      }
+    }
+  }
+}
+
+// The first rows ever, each in a task of its own: weights are finite at each point of an append.
+void stop_in_the_first_rows() {
+  std::uint64_t stop_at = 0;
+  for (bool has_stopped = true; has_stopped; ++stop_at) {
+    World world = small_world(2, 9);
+    world.config.lanes_per_task = {1, 1};
+    Replay replay(world.config);
+    Victim stopping;
+    stopping.stop_at = stop_at;
+    std::thread thread([&] {
+      victim = &stopping;
+      WorldWriter<Replay> writer(world, replay, {0, 1});
+      for (int i = 0; i < 12; ++i) writer.append();
+      victim = nullptr;
+      stopping.stopped.store(true, std::memory_order_release);
+      stopping.stopped.notify_all();
+    });
+    stopping.stopped.wait(false, std::memory_order_acquire);
+    check_weights(replay, world);
+    stopping.resume.store(true, std::memory_order_release);
+    stopping.resume.notify_all();
+    thread.join();
+    has_stopped = stopping.writes > stop_at;
+    CHECK_EQ(replay.check_valid(), "");
+  }
+  CHECK(stop_at > 200);
+}
+
 void run() {
+  stop_in_the_first_rows();
   stop_everywhere("append", 120, 2.0F, append_to_lane_0);
   const std::uint64_t scans = stop_everywhere("append, heavy kill", 120, 4000.0F, append_to_lane_0);
   CHECK(scans > 0);  // the case that redraws alone would not get out of

@@ -7,6 +7,8 @@ the device and torch can show: streams, graphs, synchronisation, large offsets, 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -321,3 +323,42 @@ def test_autocast_changes_nothing() -> None:
     with torch.autocast("cuda", torch.bfloat16):
         inside = fd.distill_kl(student, teacher)
     assert torch.equal(inside, fd.distill_kl(student, teacher))
+
+
+def test_reduce_overhead_runs_in_graphs():
+    # Its private pool must hold nothing of ours but results; several shapes, several recordings.
+    def step(student, teacher):
+        loss = fd.distill_kl(student, teacher, temperature=0.5)
+        loss.backward()
+        return loss
+
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda s, t: fd.distill_kl(s, t, temperature=0.5), mode="reduce-overhead"
+    )
+    for _ in range(5):
+        for batch in (64, 65):
+            student, teacher = torch.randn(2, batch, 18, device="cuda")
+            student.requires_grad_()
+            torch.compiler.cudagraph_mark_step_begin()
+            loss = compiled(student, teacher)
+            loss.backward()
+            leaf = student.detach().clone().requires_grad_()
+            expected = step(leaf, teacher)
+            assert torch.equal(loss, expected)
+            assert torch.equal(student.grad, leaf.grad)
+
+
+CONTEXTS = """
+import torch, fastdistill as fd
+student = torch.zeros(4, 5, device="cuda:1")
+fd.distill_kl(student, student)
+assert torch.cuda.current_device() == 0
+print(torch._C._cuda_hasPrimaryContext(0), torch._C._cuda_hasPrimaryContext(1))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+def test_no_context_on_a_device_that_is_not_used():
+    run = subprocess.run([sys.executable, "-c", CONTEXTS], capture_output=True, text=True)
+    assert run.stdout.split() == ["False", "True"], run.stderr

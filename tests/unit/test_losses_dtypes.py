@@ -175,3 +175,16 @@ def test_oracle_has_room():
     assert real_type(torch.zeros(1, dtype=torch.float64)) is np.longdouble
     if np.finfo(np.longdouble).eps > 2.0**-60:
         pytest.skip("long double is float64 here")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("actions", [1, 6, 100])
+def test_a_gradient_of_16_bits_is_rounded_once(dtype, actions):
+    # Just above the midpoint of two neighbours: by way of float32 it would become the midpoint.
+    step = torch.finfo(dtype).eps
+    student = torch.zeros(3, actions, dtype=dtype)
+    for sign in (1.0, -1.0):
+        value = -sign * (1 + step / 2 + 2.0**-40) / 2
+        teacher = torch.full((3, actions), value, dtype=torch.float64)
+        _, grad = fd.distill_loss_and_grad("mse", student, teacher, reduction="sum")
+        assert torch.equal(grad, torch.full_like(student, sign * (1 + step)))

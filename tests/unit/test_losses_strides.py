@@ -108,6 +108,60 @@ def test_negated_view_is_refused():
         fd.distill_mse(torch._neg_view(student), teacher)
 
 
+def test_negated_views_of_the_other_arguments_are_refused():
+    student, teacher = random_logits(5, 4)
+    values, action = torch.ones(5), torch.zeros(5, dtype=torch.int64)
+    refusal = "must be no negated view (call resolve_neg), got is_neg() true"
+    for name, function, arguments in (
+        ("distill_mse: weight", fd.distill_mse, {"weight": torch._neg_view(values)}),
+        ("td_loss: weight", fd.td_loss, {"weight": torch._neg_view(values)}),
+        ("td_loss: target", fd.td_loss, {"target": torch._neg_view(values)}),
+        ("td_loss: target", fd.td_loss, {"target": torch._neg_view(values.double())}),
+        ("td_loss: q", fd.td_loss, {"q": torch._neg_view(student)}),
+        ("td_loss: action", fd.td_loss, {"action": torch._neg_view(action)}),
+    ):
+        if function is fd.td_loss:
+            arguments = {"q": student, "action": action, "target": values} | arguments
+        else:
+            arguments = {"student_logits": student, "teacher_logits": teacher} | arguments
+        with pytest.raises(ValueError, match=f"^{re.escape(f'{name} {refusal}')}$"):
+            function(**arguments)
+    text = f"distill_loss_and_grad: out_grad {refusal}"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        fd.distill_loss_and_grad(
+            "mse", student, teacher, out_grad=torch._neg_view(torch.empty(5, 4))
+        )
+
+
+def test_out_grad_must_not_overlap_weight_or_mask():
+    student, teacher = random_logits(64, 8)
+    memory = torch.ones(64 * 8 + 64)
+    out = memory[: 64 * 8].view(64, 8)
+    refusal = "distill_loss_and_grad: out_grad must be other memory than {}, got an overlap"
+
+    def call(**arguments):
+        return fd.distill_loss_and_grad("mse", student, teacher, out_grad=out, **arguments)
+
+    for weight in (memory[:64], memory[64 * 8 - 1 : -1]):
+        with pytest.raises(ValueError, match=f"^{re.escape(refusal.format('weight'))}$"):
+            call(weight=weight)
+    bits = memory.view(torch.uint8)
+    for mask in (bits[: 64 * 8].view(64, 8), bits[64 * 8 * 4 - 1 :][:8]):
+        with pytest.raises(ValueError, match=f"^{re.escape(refusal.format('action_mask'))}$"):
+            call(action_mask=mask.view(torch.bool))
+    # Beside it is not within it.
+    _, grad = call(weight=memory[64 * 8 :], action_mask=bits[64 * 8 * 4 :][:8].view(torch.bool))
+    assert torch.allclose(
+        grad[:, [0, 1, 4, 5]],
+        fd.distill_loss_and_grad(
+            "mse", student, teacher,
+            weight=torch.ones(64), action_mask=bits[64 * 8 * 4 :][:8].view(torch.bool).clone(),
+        )[1][:, [0, 1, 4, 5]],
+    )  # fmt: skip
+    # What is converted first is read before anything is written.
+    assert torch.isfinite(call(weight=memory.view(torch.bfloat16)[:64])[1]).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_out_grad_is_filled_and_returned(kind, dtype):

@@ -31,6 +31,31 @@ def test_cuda_kernels_are_missing():
     assert loss.item() == 0
 
 
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((7, 5), "80-real;90-real;100-real;120", False),  # T4
+        ((7, 0), "80-real;90", False),  # V100
+        ((8, 0), "80-real;90-real;100-real;120", True),
+        ((8, 9), "80-real;90-real;100-real;120", True),  # machine code of its generation
+        ((9, 0), "80-real;90", True),
+        ((11, 0), "80-real;90-real;100-real;120", False),
+        ((12, 1), "80-real;90-real;100-real;120", True),
+        ((13, 0), "80-real;90-real;100-real;120", True),  # PTX of the newest
+        ((12, 0), "80-real;90", True),
+        ((7, 5), "75-virtual", True),
+        ((7, 5), "native", True),
+    ],
+)
+def test_kernels_of_the_devices_architecture(monkeypatch, capability, architectures, runs):
+    module = types.SimpleNamespace(architectures=architectures)
+    monkeypatch.setattr(_native, "_cuda", module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fd.has_cuda_kernels() is runs
+
+
 def test_native_module_is_missing(monkeypatch):
     spec = importlib.util.find_spec("fastdistill._native")
     monkeypatch.setitem(sys.modules, "fastdistill._core", None)

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace simt {
 
@@ -89,7 +90,11 @@ float widen_float16(std::uint32_t bits);
 std::uint16_t narrow_bfloat16(float value);
 std::uint16_t narrow_float16(float value);
 
-inline float exp2(float value) { return std::exp2(value); }
+// As ex2.approx.ftz: results below the normal numbers become 0.
+inline float exp2(float value) {
+  const float result = std::exp2(value);
+  return result < std::numeric_limits<float>::min() ? 0.0F : result;
+}
 inline double load_shared_result(const double* value) { return *value; }
 
 struct DeviceScope {
@@ -102,6 +107,8 @@ inline std::int64_t shared_bytes_per_multiprocessor(int) {
 }
 inline void zero_async(void* memory, std::size_t bytes, void*) { std::memset(memory, 0, bytes); }
 inline bool is_capturing(void*) { return false; }
+inline void* allocate(std::size_t bytes) { return ::operator new(bytes); }
+inline int current_device() { return 0; }
 
 struct Grid {
   std::int64_t blocks;
