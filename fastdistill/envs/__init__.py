@@ -17,12 +17,13 @@ from fastdistill.envs.atari import (
     make_env,
     make_gymnasium,
 )
-from fastdistill.envs.lanes import EnvState, Episode, LaneEnv, Step
+from fastdistill.envs.lanes import EnvFault, EnvState, Episode, LaneEnv, Step
 from fastdistill.envs.spec import EnvSpec
 
 __all__ = [
     "PRESETS",
     "AtariPreset",
+    "EnvFault",
     "EnvSpec",
     "EnvState",
     "Episode",

@@ -21,9 +21,13 @@ from fastdistill.envs import LaneEnv, Policy
 from fastdistill.evaluation import evaluate_env
 from fastdistill.losses import distill_kl
 from fastdistill.teachers import Teacher
+from fastdistill.training.state import check_state
 
 # Every so many steps of a scored game the teacher is asked about the states, too.
 PROBE_EVERY_STEPS = 8
+
+# What the state of ``Best`` is like, see ``check_state``.
+_STATE = {"score": (None, 0.0), "episodes": 0}
 
 # (episodes, seed) -> mean return of full games; none of them is one of an evaluation's.
 Play = Callable[[int, int], float]
@@ -63,7 +67,9 @@ class Best:
 
     def restore(self, state: list[Any]) -> None:
         """The reverse of ``state``."""
-        self.score, self.episodes = state
+        score, episodes = state if isinstance(state, list) and len(state) == 2 else (state, None)
+        check_state({"score": score, "episodes": episodes}, _STATE, "best")
+        self.score, self.episodes = score, episodes
 
 
 class Probe:
