@@ -64,9 +64,8 @@ class Drivers:
         """The reverse of ``state``."""
         check_state(state, {"lanes": [], "owed": 0.0}, "drivers")
         lanes, known = state["lanes"], range(TEACHER, len(self._students))
-        if len(lanes) != len(self.lanes) or not all(
-            is_int(lane) and lane in known for lane in lanes
-        ):
+        fit = len(lanes) == len(self.lanes) and all(is_int(at) and at in known for at in lanes)
+        if not fit:
             raise ValueError(
                 f"drivers.lanes must be {len(self.lanes)} integers in [{TEACHER}, "
                 f"{len(self._students)}), got {shown(lanes)}"

@@ -67,9 +67,9 @@ class Best:
 
     def restore(self, state: list[Any]) -> None:
         """The reverse of ``state``."""
-        score, episodes = state if isinstance(state, list) and len(state) == 2 else (state, None)
-        check_state({"score": score, "episodes": episodes}, _STATE, "best")
-        self.score, self.episodes = score, episodes
+        check_state(state, [], "best")
+        check_state(dict(zip(_STATE, state, strict=False)), _STATE, "best")
+        self.score, self.episodes = state
 
 
 class Probe:

@@ -37,8 +37,8 @@ def check_state(state: Any, example: Any, name: str) -> None:
     Args:
         state: As JSON gives it.
         example: An integer stands for those from 0 on, a float for any finite number, a string for
-            itself, ``[x]`` for a list of such (``[]``: of anything), ``{"*": x}`` for an object of such under any names,
-            another dictionary for an object of these names, a tuple for one of several.
+            itself, ``[x]`` for a list of such (``[]``: of anything), ``{"*": x}`` for an object
+            of such under any names, another dictionary for an object of these names, a tuple for one of several.
         name: Of the state, for the error.
 
     Raises:
@@ -91,7 +91,7 @@ def restore_env(env: LaneEnv, tensors: dict[str, Tensor]) -> None:
     """The reverse of ``env_tensors``, played into ``env``."""
     for name, dtype in _ENV.items():
         if name not in tensors or tensors[name].dtype != dtype or tensors[name].ndim != 1:
-            found = tensors[name] if name in tensors else None
+            found = tensors.get(name)
             got = "none" if found is None else f"{found.dtype} {list(found.shape)}"
             raise ValueError(f"tensor env.{name} must be a row of {dtype}, got {got}")
     env.restore(
