@@ -5,7 +5,7 @@
 describes them, ``acting`` chooses actions.
 """
 
-from fastdistill.envs.acting import Policy, epsilon_greedy, policy_values
+from fastdistill.envs.acting import Policy, epsilon_greedy, policy_values, usable_device
 from fastdistill.envs.atari import (
     PRESETS,
     AtariPreset,
@@ -39,4 +39,5 @@ __all__ = [
     "make_env",
     "make_gymnasium",
     "policy_values",
+    "usable_device",
 ]

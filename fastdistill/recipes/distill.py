@@ -26,7 +26,7 @@ from fastdistill.networks import SIZES
 from fastdistill.recipes.options import at_least, one_of, positive, share
 from fastdistill.report import try_report
 from fastdistill.teachers import Teacher, load_teacher, recorded_game
-from fastdistill.training.configuration import default_of
+from fastdistill.training.configuration import check_types, default_of
 from fastdistill.training.drivers import DRIVERS
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.learners.student import LOSSES, OWN, OwnStudent, make_students
@@ -139,6 +139,7 @@ class DistillConfig:
         return " ".join(words)
 
     def __post_init__(self) -> None:
+        check_types(self)
         one_of(self, "loss", self.losses, LOSSES)
         one_of(self, "driver", (self.driver,), DRIVERS)
         one_of(self, "weighting", (self.weighting,), WEIGHTINGS)

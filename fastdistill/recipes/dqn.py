@@ -26,6 +26,7 @@ from fastdistill.recipes.options import at_least, positive, share
 from fastdistill.recipes.teaching import TeacherResult, finish, save_best
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
 from fastdistill.training.collector import Collector, into_replay, network_driver
+from fastdistill.training.configuration import check_types
 from fastdistill.training.counters import Means
 from fastdistill.training.inputs import random_play_statistics
 from fastdistill.training.learners.dqn import DqnLearner
@@ -115,6 +116,7 @@ class DqnConfig:
     """Write TensorBoard files beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         at_least(
             self, 1, "num_lanes", "batch_size", "total_steps", "n_step", "target_update_updates",
             "epsilon_steps", "replay_capacity", "checkpoint_every_steps", "log_every_steps",

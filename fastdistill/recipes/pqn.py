@@ -24,6 +24,7 @@ from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.recipes.options import at_least, positive, share
 from fastdistill.recipes.teaching import TeacherResult, finish, save_best
 from fastdistill.training.collector import Collector, network_driver
+from fastdistill.training.configuration import check_types
 from fastdistill.training.counters import Means
 from fastdistill.training.inputs import random_play_statistics
 from fastdistill.training.learners.pqn import PqnLearner, Rollout
@@ -106,6 +107,7 @@ class PqnConfig:
     """Write TensorBoard files beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         at_least(
             self, 1, "num_lanes", "rollout_steps", "epochs", "batch_size", "total_steps",
             "warm_up_updates", "checkpoint_every_steps", "log_every_steps",

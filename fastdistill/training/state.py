@@ -38,7 +38,8 @@ def check_state(state: Any, example: Any, name: str) -> None:
         state: As JSON gives it.
         example: An integer stands for those from 0 on, a float for any finite number, a string for
             itself, ``[x]`` for a list of such (``[]``: of anything), ``{"*": x}`` for an object
-            of such under any names, another dictionary for an object of these names, a tuple for one of several.
+            of such under any names, another dictionary for an object of these names, a tuple for
+            one of several.
         name: Of the state, for the error.
 
     Raises:
