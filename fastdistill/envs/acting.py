@@ -27,7 +27,7 @@ def usable_device(device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"usable_device: device must be one that torch can use here, got {str(device)!r}: {reason}"
+            f"usable_device: device must be one that torch has here, got {str(device)!r}: {reason}"
         ) from error
     return found
 

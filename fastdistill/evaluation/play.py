@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -198,19 +198,18 @@ def _play(
 @contextlib.contextmanager
 def _evaluation_mode(policy: Policy) -> Iterator[None]:
     """A module without dropout and the like, until the end; then each part as it was."""
-    modes = [(part, part.training) for part in policy.modules()] if _is_module(policy) else []
+    module = policy if isinstance(policy, nn.Module) else nn.Identity().eval()
+    modes = [(part, part.training) for part in module.modules()]
     if any(training for _, training in modes):
-        module.eval()
+        # An exported program has one mode, and refuses to be told.
+        with contextlib.suppress(NotImplementedError):
+            module.eval()
     try:
         yield
     finally:
         for part, training in modes:
             if part.training != training:
                 part.training = training
-
-
-def _is_module(policy: Policy) -> TypeGuard[nn.Module]:
-    return isinstance(policy, nn.Module)
 
 
 class EpsilonGreedy:
