@@ -117,18 +117,7 @@ class LaneEnv:
         self._array_seeds = array_seeds
         self.num_lanes = int(env.num_envs)
         seen = env.single_observation_space
-        if seen.shape is None:
-            raise TypeError(
-                f"LaneEnv: env must have vector or image observations, got {seen}; choose one part "
-                "or flatten them with a gymnasium wrapper (FlattenObservation)"
-            )
-        shape = tuple(int(size) for size in seen.shape)
-        self._stack_of_one = len(shape) == 4 and shape[0] == 1  # ALE's colour screens
-        shape = shape[1:] if self._stack_of_one else shape
-        if len(shape) not in (1, 3):
-            raise ValueError(
-                f"LaneEnv: env must have vector or image observations, got shape {shape}"
-            )
+        shape, self._stack_of_one = _seen_shape(seen)
         is_image = len(shape) == 3
         self._is_bool = is_image and seen.dtype == np.bool_
         if is_image and not self._is_bool and seen.dtype != np.uint8:
@@ -341,3 +330,18 @@ class LaneEnv:
 def _is_discrete(space: Any) -> bool:
     # By name: this module does not import gymnasium. MultiBinary has an `n` as well.
     return any(kind.__name__ == "Discrete" for kind in type(space).__mro__)
+
+
+def _seen_shape(space: Any) -> tuple[tuple[int, ...], bool]:
+    """Shape of one observation, and whether a dimension of 1 was taken off: ALE's colour screens."""
+    if space.shape is None:
+        raise TypeError(
+            f"LaneEnv: env must have vector or image observations, got {space}; choose one part "
+            "or flatten them with a gymnasium wrapper (FlattenObservation)"
+        )
+    shape = tuple(int(size) for size in space.shape)
+    stack_of_one = len(shape) == 4 and shape[0] == 1
+    shape = shape[1:] if stack_of_one else shape
+    if len(shape) not in (1, 3):
+        raise ValueError(f"LaneEnv: env must have vector or image observations, got shape {shape}")
+    return shape, stack_of_one

@@ -39,6 +39,13 @@ def integer(
     return int(value)
 
 
+def lanes_of_tasks(lanes_per_task: Sequence[int] | None, num_lanes: int) -> list[int]:
+    """Sizes of the groups of lanes; one of all lanes where none are given."""
+    if lanes_per_task is None or len(lanes_per_task) == 0:
+        return [num_lanes]
+    return [integer("lanes_per_task", lanes, bits=32) for lanes in lanes_per_task]
+
+
 def row_spec(
     frame_shape: Sequence[int], frame_dtype: str, stack: int, columns: Mapping[str, ColumnSpec]
 ) -> RowSpec:

@@ -27,6 +27,7 @@ from fastdistill.replay.arguments import (
     check_sample,
     initial_priority_policy,
     integer,
+    lanes_of_tasks,
     require_memory,
     row_spec,
     task_shares,
@@ -115,9 +116,7 @@ class PrioritizedReplay:
         stack = integer("stack", stack, bits=32)
         self._spec = row_spec(frame_shape, frame_dtype, stack, columns or {})
         exponents = np.atleast_1d(np.asarray(priority_exponent, np.float64)).tolist()
-        task_lanes = [num_lanes]
-        if lanes_per_task is not None and len(lanes_per_task) > 0:
-            task_lanes = [integer("lanes_per_task", lanes, bits=32) for lanes in lanes_per_task]
+        task_lanes = lanes_of_tasks(lanes_per_task, num_lanes)
         if pad not in ("zero", "first"):
             raise ValueError(f"PrioritizedReplay: pad must be 'zero' or 'first', got {pad!r}")
         policy, fixed_priority = initial_priority_policy(initial_priority)
