@@ -333,7 +333,7 @@ def _is_discrete(space: Any) -> bool:
 
 
 def _seen_shape(space: Any) -> tuple[tuple[int, ...], bool]:
-    """Shape of one observation, and whether a dimension of 1 was taken off: ALE's colour screens."""
+    """Shape of one observation, and whether a leading 1 was dropped: ALE's colour screens."""
     if space.shape is None:
         raise TypeError(
             f"LaneEnv: env must have vector or image observations, got {space}; choose one part "
