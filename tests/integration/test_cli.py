@@ -48,7 +48,7 @@ def test_evaluate_takes_the_game_from_the_card_and_other_environments_too(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "no/such/file"], "must be readable JSON"),
+        (["evaluate", "no/such/file"], "no/such/file must exist, got neither it nor file.json"),
         (["evaluate", "zoo:chess"], "zoo teacher must be one of"),
     ],
 )
