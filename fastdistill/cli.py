@@ -31,13 +31,12 @@ from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.evaluation.statistics import summarize
 from fastdistill.evaluation.verify import verify_teacher as verify
 from fastdistill.export import export as export_network
-from fastdistill.networks.checkpoint import read_card
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
 from fastdistill.recipes import pqn as pqn_recipe
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
-from fastdistill.teachers import checkpoint_path, load_teacher, recorded_game
+from fastdistill.teachers import load_teacher, recorded_game
 from fastdistill.training.run import TrainingDiverged
 from fastdistill.training.stop import STOPPED_STATUS, StopRequest
 
@@ -69,13 +68,13 @@ def evaluate(
         gif: Also record one episode there.
         out: Also write the record there, as JSON.
     """
-    name = game or recorded_game(read_card(checkpoint_path(checkpoint)))
+    teacher = load_teacher(checkpoint, game, device=device)
+    name = game or recorded_game(teacher.card)
     if not name:
         raise ValueError("evaluate: game must be given, the checkpoint does not name one")
     usable_device(device)
     env = make_env(name, max(1, min(lanes, episodes)), preset=preset, training=False)
     try:
-        teacher = load_teacher(checkpoint, env, device=device)
         record = evaluate_env(
             teacher, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
         )

@@ -124,18 +124,7 @@ class LaneEnv:
         self._array_seeds = array_seeds
         self.num_lanes = int(env.num_envs)
         seen = env.single_observation_space
-        if seen.shape is None:
-            raise TypeError(
-                f"LaneEnv: env must have vector or image observations, got {seen}; choose one part "
-                "or flatten them with a gymnasium wrapper (FlattenObservation)"
-            )
-        shape = tuple(int(size) for size in seen.shape)
-        self._stack_of_one = len(shape) == 4 and shape[0] == 1  # ALE's colour screens
-        shape = shape[1:] if self._stack_of_one else shape
-        if len(shape) not in (1, 3):
-            raise ValueError(
-                f"LaneEnv: env must have vector or image observations, got shape {shape}"
-            )
+        shape, self._stack_of_one = _seen_shape(seen)
         is_image = len(shape) == 3
         self._seen = ((self.num_lanes, *seen.shape), np.dtype(seen.dtype))
         self._is_bool = is_image and seen.dtype == np.bool_
@@ -398,3 +387,18 @@ def _words(error: Exception) -> str:
 def _is_discrete(space: Any) -> bool:
     # By name: this module does not import gymnasium. MultiBinary has an `n` as well.
     return any(kind.__name__ == "Discrete" for kind in type(space).__mro__)
+
+
+def _seen_shape(space: Any) -> tuple[tuple[int, ...], bool]:
+    """Shape of one observation, and whether a leading 1 was dropped: ALE's colour screens."""
+    if space.shape is None:
+        raise TypeError(
+            f"LaneEnv: env must have vector or image observations, got {space}; choose one part "
+            "or flatten them with a gymnasium wrapper (FlattenObservation)"
+        )
+    shape = tuple(int(size) for size in space.shape)
+    stack_of_one = len(shape) == 4 and shape[0] == 1
+    shape = shape[1:] if stack_of_one else shape
+    if len(shape) not in (1, 3):
+        raise ValueError(f"LaneEnv: env must have vector or image observations, got shape {shape}")
+    return shape, stack_of_one

@@ -9,7 +9,6 @@ Source: Schaul et al. 2015, "Prioritized Experience Replay" (proportional varian
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,13 +20,17 @@ from torch import Tensor
 
 from fastdistill._native import core as _core
 from fastdistill.replay.arguments import (
+    NORMALIZATIONS,
     ArrayLike,
     ColumnSpec,
     append_rows,
+    check_sample,
     initial_priority_policy,
     integer,
+    lanes_of_tasks,
     require_memory,
     row_spec,
+    task_shares,
     vector,
 )
 from fastdistill.replay.batch import ReplayBatch, SlabPool, row_bytes
@@ -36,14 +39,7 @@ from fastdistill.replay.processes import OfOneProcess
 
 __all__ = ["PrioritizedReplay", "ReplayBatch", "RowPriorities"]
 
-_MAX_BATCH = 1 << 20
 _STEP_BITS = 48
-
-_NORMALIZATIONS = {
-    "batch": _core.WeightNormalization.batch,
-    "global": _core.WeightNormalization.global_,
-    "none": _core.WeightNormalization.none,
-}
 
 
 class RowPriorities(NamedTuple):
@@ -121,9 +117,7 @@ class PrioritizedReplay(OfOneProcess):
         stack = integer("stack", stack, bits=32)
         self._spec = row_spec(frame_shape, frame_dtype, stack, columns or {})
         exponents = np.atleast_1d(np.asarray(priority_exponent, np.float64)).tolist()
-        task_lanes = [num_lanes]
-        if lanes_per_task is not None and len(lanes_per_task) > 0:
-            task_lanes = [integer("lanes_per_task", lanes, bits=32) for lanes in lanes_per_task]
+        task_lanes = lanes_of_tasks(lanes_per_task, num_lanes)
         if pad not in ("zero", "first"):
             raise ValueError(f"PrioritizedReplay: pad must be 'zero' or 'first', got {pad!r}")
         policy, fixed_priority = initial_priority_policy(initial_priority)
@@ -247,6 +241,7 @@ class PrioritizedReplay(OfOneProcess):
         stratified: bool = True,
         weight_normalization: Literal["batch", "global", "none"] = "batch",
         sampler: int = 0,
+        next_obs: bool = True,
     ) -> ReplayBatch:
         """Draws rows with probability ``priority**priority_exponent`` over the sum of all.
 
@@ -261,6 +256,8 @@ class PrioritizedReplay(OfOneProcess):
             weight_normalization: ``"batch"`` divides the weights by their largest, ``"global"`` by
                 (nearly) the largest of any live row, ``"none"`` leaves them.
             sampler: which entry of ``priority_exponent``.
+            next_obs: whether to gather it, which is half of the copying; a distillation has no use
+                for it.
 
         Returns:
             The batch; pinned memory where CUDA is present.
@@ -270,25 +267,15 @@ class PrioritizedReplay(OfOneProcess):
             IndexError: no such sampler.
             RuntimeError: no row to draw.
         """
-        if not 1 <= integer("batch_size", batch_size, function="sample") <= _MAX_BATCH:
-            raise ValueError(f"sample: batch_size must be in [1, {_MAX_BATCH}], got {batch_size}")
-        if not 0.0 <= importance_exponent <= 1.0:
-            raise ValueError(
-                f"sample: importance_exponent must be in [0, 1], got {importance_exponent}"
-            )
-        if weight_normalization not in _NORMALIZATIONS:
-            raise ValueError(
-                f"sample: weight_normalization must be one of {sorted(_NORMALIZATIONS)}, "
-                f"got {weight_normalization!r}"
-            )
-        slab = self._slabs.take(batch_size)
+        check_sample(batch_size, importance_exponent, weight_normalization)
+        slab = self._slabs.take(batch_size, next_obs)
         self._core.sample(
             self._sampler("sample", sampler),
             slab.native,
             importance_exponent,
             stratified,
-            _NORMALIZATIONS[weight_normalization],
-            self._task_weights(task_weights),
+            NORMALIZATIONS[weight_normalization],
+            task_shares(task_weights, self._num_tasks),
         )
         return slab.lend()
 
@@ -335,7 +322,7 @@ class PrioritizedReplay(OfOneProcess):
             IndexError: a row that is not live, or an id that this buffer has not issued.
         """
         id = vector("read", "id", id, torch.int64)
-        slab = self._slabs.take(id.shape[0])
+        slab = self._slabs.take(id.shape[0], True)
         self._core.read(id.numpy(), slab.native)
         return slab.lend()
 
@@ -403,16 +390,3 @@ class PrioritizedReplay(OfOneProcess):
                 f"{function}: sampler must be in [0, {self._num_samplers}), got {sampler}"
             )
         return sampler
-
-    def _task_weights(self, weights: str | Sequence[float] | None) -> list[float]:
-        if weights is None:
-            return []
-        if isinstance(weights, str):
-            if weights != "balanced":
-                raise ValueError(
-                    f"sample: task_weights must be 'balanced' or one number per task, "
-                    f"got {weights!r}"
-                )
-            return [1.0] * self._num_tasks
-        # An empty list would mean "no weights" behind the binding.
-        return list(weights) or [math.nan]

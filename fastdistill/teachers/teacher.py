@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdistill.envs import EnvSpec, LaneEnv, make_env, usable_device
-from fastdistill.networks.checkpoint import KINDS, load_network
+from fastdistill.networks.cards import KINDS
+from fastdistill.networks.checkpoint import load_network
 from fastdistill.teachers.cleanrl import load_cleanrl
 from fastdistill.teachers.sb3 import load_sb3
 

@@ -85,7 +85,7 @@ class LabelledPlay:
         labels: list[Tensor] = []
         statistics = InputStatistics(self.task.spec)
         for _ in range(STATISTICS_BATCHES):
-            batch = self.replay.sample(STATISTICS_ROWS)
+            batch = self.replay.sample(STATISTICS_ROWS, next_obs=False)
             labels.append(batch.columns["teacher_logits"].clone())
             statistics.add(batch.obs)
         if self.task.temperature == 0.0:
@@ -95,7 +95,7 @@ class LabelledPlay:
 
     def sample(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Observations and the teacher's values of them, on the teacher's device."""
-        batch = self.replay.sample(batch_size)
+        batch = self.replay.sample(batch_size, next_obs=False)
         self._counters.lap("replay")
         device = self.task.teacher.device
         obs = batch.obs.to(device, non_blocking=True)

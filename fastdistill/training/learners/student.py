@@ -147,7 +147,9 @@ def make_students(
 
 def _network(size: str, seed: int, spec: EnvSpec, own: OwnStudent | None) -> nn.Module:
     if size == OWN:
-        return make_own(spec, own)
+        with torch.random.fork_rng(devices=[]):  # what makes it may draw from the global generator
+            torch.manual_seed(seed)
+            return make_own(spec, own)
     architecture = paper_architecture(size, spec.num_actions, obs_shape=spec.obs_shape)
     return QNetwork.seeded(architecture, seed)
 
