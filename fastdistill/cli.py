@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -334,8 +335,8 @@ def _later(command: Command) -> Command:
 
 def _unframed(said: str) -> str:
     """What is wrong with the arguments, out of the frame that tyro draws around it."""
-    text = " ".join(line.strip("│ ") for line in said.splitlines() if line.startswith("│"))
-    text = re.split(" ─| For full helptext", text)[0] or " ".join(said.split())
+    lines = (line.strip("│| ") for line in said.splitlines() if line[:1] not in "╭╰+")
+    text = " ".join(takewhile(lambda line: not re.fullmatch("[─-]*", line), lines))
     return re.sub(r"^Error parsing \S*dummy\S*: ", "", text)  # a whole configuration has no name
 
 
