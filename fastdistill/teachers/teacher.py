@@ -146,7 +146,8 @@ def load_teacher(
 
 def _copy(module: nn.Module) -> nn.Module:
     try:
-        return deepcopy(module)
+        with torch.no_grad():  # of a ScriptModule copies are results, and would keep its graph
+            return deepcopy(module)
     except Exception as error:  # whatever a foreign module's copying raises
         raise TypeError(
             "load_teacher: module must be one that can be copied (the caller's own is never "
