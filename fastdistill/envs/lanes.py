@@ -21,6 +21,13 @@ from fastdistill.envs.spec import EnvSpec
 RESEED_STEPS = 10_000
 
 
+class EnvFault(ValueError):  # noqa: N818 (it names what happened)
+    """An environment did in a step what none may do; the lanes stand where they stood before it.
+
+    The message names environment, lane and fault; an exception of the environment's is its cause.
+    """
+
+
 @dataclass(frozen=True)
 class Episode:
     """A finished episode: the sum of its raw rewards and its length in agent steps."""
@@ -119,6 +126,7 @@ class LaneEnv:
         seen = env.single_observation_space
         shape, self._stack_of_one = _seen_shape(seen)
         is_image = len(shape) == 3
+        self._seen = ((self.num_lanes, *seen.shape), np.dtype(seen.dtype))
         self._is_bool = is_image and seen.dtype == np.bool_
         if is_image and not self._is_bool and seen.dtype != np.uint8:
             raise TypeError(
@@ -208,9 +216,13 @@ class LaneEnv:
             np.int64,
         )
         options = None if chosen.all() else {"reset_mask": chosen.copy()}
-        obs, info = self._env.reset(
-            seed=seeds[chosen] if self._array_seeds else seeds.tolist(), options=options
-        )
+        try:
+            obs, info = self._env.reset(
+                seed=seeds[chosen] if self._array_seeds else seeds.tolist(), options=options
+            )
+            self._check_obs(obs)
+        except Exception as error:  # whatever a foreign environment raises
+            raise ValueError(f"LaneEnv.reset: {_words(error)} of {self.spec.name}") from error
         self._take_obs(obs)
         self._episode_frames = np.asarray(info.get("episode_frame_number", self._episode_frames))
         for lane in np.flatnonzero(chosen):
@@ -228,6 +240,7 @@ class LaneEnv:
             RuntimeError: Before the first ``reset``.
             ValueError: Wrong shape or an action out of range (ALE would hang on it for ever).
             TypeError: Not integers.
+            EnvFault: The environment raised, or returned what it may not.
         """
         step = self._advance(self._checked(action))
         stale = np.array([len(log) > 2 * RESEED_STEPS for log in self._logs])
@@ -237,10 +250,11 @@ class LaneEnv:
         return step
 
     def _advance(self, action: NDArray[np.int64]) -> Step:
+        obs, reward, terminated, truncated, info = self._played(action)
+        # From here on nothing fails: a step that did leaves the lanes where they were.
         for log, word in zip(self._logs, action.astype(np.int16), strict=True):
             log += word.tobytes()
         frame = self.obs if self.spec.stack == 1 else np.ascontiguousarray(self.obs[:, -1])
-        obs, reward, terminated, truncated, info = self._env.step(action)
         boundary = self._was_done
         if "episode_frame_number" in info:
             # A lost life reads terminated too, but there the game's own clock goes on.
@@ -256,21 +270,45 @@ class LaneEnv:
             )
             for lane in np.flatnonzero(boundary)
         )
-        reward = np.asarray(reward, np.float32)
-        if not np.isfinite(reward).all():
-            lane = int(np.flatnonzero(~np.isfinite(reward))[0])
-            raise ValueError(
-                f"LaneEnv.step: reward must be finite, got {reward[lane]} of {self.spec.name} "
-                f"in lane {lane}"
-            )
         self._returns = np.where(boundary, 0.0, self._returns + reward)
         self._lengths = np.where(boundary, 0, self._lengths + 1)
-        # Copies: gymnasium hands out the same arrays at every step.
-        terminated = np.array(terminated, np.bool_)
-        truncated = np.array(truncated, np.bool_)
         self._was_done, self._was_truncated = terminated | truncated, truncated.copy()
         self._take_obs(obs)
         return Step(frame, action, reward, terminated, truncated, boundary, episodes)
+
+    def _played(
+        self, action: NDArray[np.int64]
+    ) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """What the environment makes of the actions, checked; changes nothing here."""
+        try:
+            obs, reward, terminated, truncated, info = self._env.step(action)
+            self._check_obs(obs)
+            ends = [np.asarray(terminated), np.asarray(truncated)]
+            if any(end.dtype != np.bool_ or end.shape != (self.num_lanes,) for end in ends):
+                raise EnvFault(f"terminated and truncated must be bool, got {ends}")
+            reward = np.asarray(reward, np.float32)
+            if reward.shape != (self.num_lanes,):
+                raise EnvFault(f"reward must be one per lane, got shape {list(reward.shape)}")
+            if not np.isfinite(reward).all():
+                lane = int(np.flatnonzero(~np.isfinite(reward))[0])
+                raise EnvFault(f"reward must be finite, got {reward[lane]} in lane {lane}")
+        except Exception as error:  # whatever a foreign environment raises
+            raise EnvFault(f"LaneEnv.step: {_words(error)} of {self.spec.name}") from error
+        # Copies: gymnasium hands out the same arrays at every step.
+        return obs, reward, ends[0].copy(), ends[1].copy(), info
+
+    def _check_obs(self, obs: Any) -> None:
+        shape, dtype = self._seen
+        if getattr(obs, "shape", None) != shape or obs.dtype != dtype:
+            got = f"{getattr(obs, 'dtype', type(obs).__name__)} {list(getattr(obs, 'shape', ()))}"
+            raise EnvFault(f"observations must be {dtype} {list(shape)}, got {got}")
+        if obs.dtype.kind == "f":
+            finite = np.isfinite(obs).reshape(self.num_lanes, -1).all(axis=1)
+            if not finite.all():
+                lane = int(np.flatnonzero(~finite)[0])
+                raise EnvFault(
+                    f"observations must be finite, got {obs[lane].tolist()} in lane {lane}"
+                )
 
     def state(self) -> EnvState:
         """Where the environment stands, for ``restore``; two bytes per lane step."""
@@ -288,6 +326,16 @@ class LaneEnv:
                 f"LaneEnv.restore: state must be of {self.num_lanes} lanes, "
                 f"got {len(state.lengths_steps)}"
             )
+        if min(state.lengths_steps.min(), state.reseeds.min(), *state.seed, 0) < 0:
+            raise ValueError("LaneEnv.restore: state must have seeds and lengths of 0 or more")
+        if state.reseeds.shape != (self.num_lanes,) or not state.seed:
+            raise ValueError("LaneEnv.restore: state must have a seed, and reseeds of each lane")
+        if sum(state.lengths_steps.tolist()) != len(state.actions):
+            raise ValueError(
+                f"LaneEnv.restore: state must have as many actions as its lengths say, "
+                f"got {len(state.actions)}"
+            )
+        self._check_actions("restore", state.actions)
         starts = np.cumsum(state.lengths_steps) - state.lengths_steps
         longest = int(state.lengths_steps.max())
         # Lanes with fewer actions wait their turn, playing anything, and are then seeded.
@@ -317,14 +365,23 @@ class LaneEnv:
             )
         if not np.issubdtype(action.dtype, np.integer):
             raise TypeError(f"LaneEnv.step: action must be integers, got {action.dtype}")
+        self._check_actions("step", action)
+        return action.astype(np.int64)
+
+    def _check_actions(self, function: str, action: NDArray[Any]) -> None:
         outside = (action < 0) | (action >= self.spec.num_actions)
         if outside.any():
-            lane = int(np.flatnonzero(outside)[0])
+            place = int(np.flatnonzero(outside)[0])
             raise ValueError(
-                f"LaneEnv.step: action must be in [0, {self.spec.num_actions}), "
-                f"got {int(action[lane])} in lane {lane}"
+                f"LaneEnv.{function}: action must be in [0, {self.spec.num_actions}), "
+                f"got {int(action[place])} in {'lane' if function == 'step' else 'place'} {place}"
             )
-        return action.astype(np.int64)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, EnvFault):
+        return str(error)
+    return f"env must not raise, got {type(error).__name__}: {error}"
 
 
 def _is_discrete(space: Any) -> bool:

@@ -339,6 +339,8 @@ def versions() -> dict[str, str]:
 def _description_path(path: Path) -> Path:
     if os.path.isdir(path):
         found = sorted(entry.name for entry in path.glob("*.json"))
+        # Of a run's directory the network that it is for.
+        found = [name for name in ("student.json", "teacher.json") if name in found] or found
         if len(found) != 1:
             raise CheckpointError(
                 f"read_checkpoint: directory {path} must hold one .json file, got {len(found)}"

@@ -105,7 +105,7 @@ def save_best(
             if not best.wins(play, episodes=config.score_episodes, seed=config.seed):
                 return
     save_network(
-        config.run_dir / "teacher",
+        run.directory / "teacher",
         network,
         {
             **network_card(env.spec, "q_values"),
@@ -121,7 +121,7 @@ def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> Teach
     """Evaluate the teacher of a finished run; its score goes into its card, too."""
     record: dict[str, Any] = {}
     if run.finished and config.evaluation_episodes:
-        network, card = load_network(config.run_dir / "teacher")
+        network, card = load_network(run.directory / "teacher")
         network = network.to(device)
         with closing(_games(config, config.evaluation_episodes)) as games:
             record = compare(
@@ -137,7 +137,7 @@ def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> Teach
         score = {key: record[key] for key in ("preset", "epsilon", "seed", "settings", "versions")}
         score |= {key: record["teacher"][key] for key in ("returns", "lengths_steps", "summary")}
         kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
-        save_network(config.run_dir / "teacher", network, {**kept, "scores": [score]})
+        save_network(run.directory / "teacher", network, {**kept, "scores": [score]})
         summary = record["teacher"]["summary"]
         run.write(
             {
@@ -146,7 +146,7 @@ def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> Teach
                 "eval/episodes": summary["episodes"],
             }
         )
-        write_evaluation(config.run_dir, record)
+        write_evaluation(run.directory, record)
     return TeacherResult(not run.finished, run.at.step, run.at.recent_return, record)
 
 

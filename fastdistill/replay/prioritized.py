@@ -35,6 +35,7 @@ from fastdistill.replay.arguments import (
 )
 from fastdistill.replay.batch import ReplayBatch, SlabPool, row_bytes
 from fastdistill.replay.files import atomic_write, regular_file
+from fastdistill.replay.processes import OfOneProcess
 
 __all__ = ["PrioritizedReplay", "ReplayBatch", "RowPriorities"]
 
@@ -53,7 +54,7 @@ class RowPriorities(NamedTuple):
     priority: Tensor
 
 
-class PrioritizedReplay:
+class PrioritizedReplay(OfOneProcess):
     """A ring of the latest transitions of many environment streams, sampled by priority.
 
     One lane per environment stream. At any time one thread may append to a lane, and any number of
@@ -140,7 +141,7 @@ class PrioritizedReplay:
         )
         self._memory_bytes = config.required_bytes()
         require_memory(self._memory_bytes)
-        self._core = _core.Replay(config)
+        self._core: _core.Replay = _core.Replay(config)
         self._schema = json.dumps(
             options
             | {
@@ -154,6 +155,7 @@ class PrioritizedReplay:
         self._num_tasks = len(task_lanes)
         self._lanes = np.arange(num_lanes)
         self._slabs = SlabPool(self._spec)
+        super().__init__()
 
     @property
     def capacity(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from fastdistill._files import unwritable, write_atomically
 from fastdistill.envs import make_env
 from fastdistill.evaluation import record_comparison_gif
 from fastdistill.report import figures
@@ -40,13 +41,15 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     results = read_results(run_dir)
     folder = run_dir / "figures"
-    folder.mkdir(exist_ok=True)
-    drawings = figures.draw_all(results, folder)
+    try:
+        folder.mkdir(exist_ok=True)
+        drawings = figures.draw_all(results, folder)
+    except OSError as error:
+        raise unwritable("write_report", folder, error) from error
     gif, why_not = _play(run_dir, results, folder / "play.gif")
     page = run_dir / "report.html"
-    temporary = page.with_name(".report.html.tmp")
-    temporary.write_text(render_page(results, drawings, gif, why_not), encoding="utf-8")
-    temporary.replace(page)
+    text = render_page(results, drawings, gif, why_not)
+    write_atomically(page, text.encode(), function="write_report")
     return page
 
 

@@ -18,7 +18,7 @@ from fastdistill.training.drivers import DRIVER_STEPS, Drivers
 from fastdistill.training.inputs import STATISTICS_BATCHES, STATISTICS_ROWS, InputStatistics
 from fastdistill.training.learners.student import Student
 from fastdistill.training.run import say
-from fastdistill.training.state import select, under
+from fastdistill.training.state import check_state, select, under
 from fastdistill.training.targets import auto_temperature
 from fastdistill.training.task import Task
 
@@ -112,6 +112,7 @@ class LabelledPlay:
 
     def restore(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         """The reverse of ``state``."""
+        check_state(card, {"collector": {}, "drivers": {}, "temperature": 0.0}, "source")
         self._collector.restore(select(tensors, "env"), card["collector"])
         self._drivers.restore(card["drivers"])
         self.task.temperature = card["temperature"]

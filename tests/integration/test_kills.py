@@ -102,12 +102,14 @@ def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None
             process.send_signal(signal.SIGKILL)
             process.wait()
             done += 1
+            print(f"{recipe}: {done} killed", flush=True)
             continue
         assert status == 0, log.read_text()
         assert tensors_of(run_dir).keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(tensor, tensors_of(run_dir)[name]), name
         assert leftovers(run_dir) == []
+        print(f"{recipe}: a run ended, equal", flush=True)
         run_dir = folder / f"killed{done}"
         words = command(recipe, run_dir, teacher)
     resume = ["--resume"] if (run_dir / "config.json").exists() else []
@@ -117,6 +119,7 @@ def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), name
     assert leftovers(run_dir) == []
+    print(f"{recipe}: the last run ended, equal", flush=True)
 
 
 def test_a_distillation_killed_twice_and_resumed_equals_one_never_killed(tmp_path):
