@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from fastdistill._files import is_int, parse_json, read_bytes, shown, write_atomically
 from fastdistill.networks.architecture import Architecture
+from fastdistill.networks.games import give_each_head_its_own
 from fastdistill.networks.qnetwork import QNetwork, num_parameters
 
 FORMAT = "fastdistill-checkpoint-1"
@@ -184,7 +185,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
     Returns:
         What was given to ``write_checkpoint``, with ``format`` and ``weights``. Where present,
         ``kind`` is one of ``KINDS``, ``game`` a string, ``action_meanings`` a list of strings,
-        ``environment`` and ``architecture`` are dictionaries, ``parameters`` is an integer.
+        ``environment`` and ``architecture`` are dictionaries, ``parameters`` is an integer. A
+        network of several games has ``games`` instead of ``game``, one object for each head.
 
     Raises:
         CheckpointError: With the file and what is wrong with it.
@@ -233,6 +235,19 @@ def _is_weights_file(name: object) -> bool:
     )
 
 
+def _are_games(value: object) -> bool:
+    """Heads' games: objects, each with a name of its own, their fields as in a description."""
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        return False
+    names = [entry.get("game") for entry in value]
+    fit = all(
+        name not in entry or _FIELDS[name][1](entry[name])
+        for entry in value
+        for name in ("kind", "game", "action_meanings", "environment")
+    )
+    return fit and all(map(_is_word, names)) and len(set(names)) == len(names) > 1
+
+
 # What a description may say, if it says it: the constraint in words, and its test.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kind": (f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
@@ -244,6 +259,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "environment": ("an object", lambda value: isinstance(value, dict)),
     "architecture": ("an object", lambda value: isinstance(value, dict)),
     "parameters": ("a positive integer", lambda value: is_int(value) and value > 0),
+    "games": ("a list of two or more objects, each with another game", _are_games),
 }
 _WEIGHTS_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "file": ("a file name without a path, ending in .safetensors", _is_weights_file),
@@ -336,7 +352,16 @@ def load_network(path: str | Path) -> tuple[QNetwork, dict[str, Any]]:
         raise CheckpointError(
             f"load_network: {path} must describe a network, got {error}"
         ) from error
+    network.games = tuple(entry["game"] for entry in card.get("games", ()))
+    heads = len(network.heads)
+    if network.games and len(network.games) != heads:
+        raise CheckpointError(
+            f"load_network: games of {path} must be one for each of {heads} heads, got "
+            f"{len(network.games)}"
+        )
     expected = network.state_dict()
+    if heads > 1:
+        give_each_head_its_own(tensors, expected)
     for name in sorted(expected.keys() | tensors.keys()):
         wanted, found = _kind_of(expected.get(name)), _kind_of(tensors.get(name))
         if wanted != found:
