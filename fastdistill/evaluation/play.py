@@ -24,6 +24,7 @@ from fastdistill.envs import (
     make_env,
     policy_values,
 )
+from fastdistill.networks import QNetwork
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def evaluate(
     """Play full episodes with the epsilon-greedy policy.
 
     Args:
-        policy: Observations to action values; a network in evaluation mode, say.
+        policy: Observations to action values; a network in evaluation mode, say. One of several
+            games plays as it does this one.
         env_name: Game (``"pong"``) or gymnasium id (``"CartPole-v1"``).
         episodes: How many, at least 1. Spread over the lanes beforehand.
         preset: Of ``fastdistill.envs.PRESETS``.
@@ -128,6 +130,8 @@ def evaluate_env(
 ) -> Evaluation:
     """``evaluate`` on an environment of the caller's, made with ``training=False``."""
     spec = env.spec
+    if isinstance(policy, QNetwork) and policy.games:
+        policy = policy.for_task(spec.name)
     preset = spec.preset
     if epsilon is None:
         epsilon = PRESETS[preset].evaluation_epsilon if preset else 0.0

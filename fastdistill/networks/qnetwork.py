@@ -189,9 +189,7 @@ class QNetwork(nn.Module):
         dtype = torch.get_autocast_dtype("cpu") if is_autocast else torch.float32
         return dtype if frames.is_available(dtype) else None
 
-    def _features_of_frames(
-        self, obs: Tensor, counts: Sequence[int], dtype: torch.dtype
-    ) -> Tensor:
+    def _features_of_frames(self, obs: Tensor, counts: Sequence[int], dtype: torch.dtype) -> Tensor:
         def convolve(x: Tensor, layer: nn.Conv2d, head: int | None = None) -> Tensor:
             assert layer.bias is not None
             return frames.convolve(
@@ -253,7 +251,7 @@ class QNetwork(nn.Module):
             )
         features = self._features(obs, counts)
         with torch.autocast(features.device.type, enabled=False):
-            parts = features.float().split(list(counts))
+            parts = torch.split(features.float(), list(counts))
             return [head(part) for head, part in zip(self.heads, parts, strict=True)]
 
     def for_task(self, game: str | int) -> QNetwork:

@@ -95,8 +95,9 @@ def load_teacher(
         source: ``"zoo:NAME"`` for one that ships, the path of a checkpoint (description,
             directory), ``"sb3:FILE"`` or ``"cleanrl:FILE"`` for a model of those libraries (see
             ``load_sb3``, ``load_cleanrl``), several of these with ``+`` between them for the mean
-            of their sharpened policies (see ``Ensemble``), or any module that maps ``[batch, *env.obs_shape]``
-            observations (uint8 for images) to ``[batch, env.num_actions]`` values. A module is
+            of their sharpened policies (see ``Ensemble``), or any module that maps
+            ``[batch, *env.obs_shape]`` observations (uint8 for images) to
+            ``[batch, env.num_actions]`` values. A module is
             copied: the caller's own stays as it is, and what it learns later does not reach the
             teacher.
         env: What it will be asked about: lanes, or the name of a game or gymnasium id. By default

@@ -148,7 +148,7 @@ class LabelledPlay:
         labels = batch.columns["teacher_logits"].to(device, non_blocking=True)
         if len(self.tasks) == 1:
             return Lesson(obs, (labels,))
-        parts = labels.split(rows_of(batch, len(self.tasks)))
+        parts = torch.split(labels, rows_of(batch, len(self.tasks)))
         own = [
             part[:, : task.spec.num_actions].contiguous()
             for part, task in zip(parts, self.tasks, strict=True)

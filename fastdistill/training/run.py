@@ -27,8 +27,8 @@ from fastdistill.training.metrics import Progress, RunWriter
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
-# Of the training checkpoints; those of version 0.1.0 had another engine.
-ENGINE = 2
+# Of the training checkpoints; those of version 0.1.0 had another engine, the second had one task.
+ENGINE = 3
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (it names what happened)

@@ -83,8 +83,8 @@ class Student:
             learning_rate: Of this step.
 
         Returns:
-            ``loss``, a scalar; of several tasks the mean over all rows, and in ``losses``
-            ``[tasks]`` each one's own, 0 where it has no rows.
+            ``loss``, a scalar; of several tasks the mean over all rows, and ``loss/PLACE``, each
+            one's own, 0 where it has no rows.
         """
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self._bfloat16):
             if len(labels) == 1:
@@ -109,9 +109,9 @@ class Student:
         self.optimizer.step()
         if len(labels) == 1:
             return {"loss": losses[0]}
-        each = torch.stack(losses)
-        rows = torch.tensor([len(part) for part in labels], device=each.device)
-        return {"loss": (each * rows).sum() / len(obs), "losses": each}
+        parts = [loss * (len(rows) / len(obs)) for loss, rows in zip(losses, labels, strict=True)]
+        each = {f"loss/{place}": loss for place, loss in enumerate(losses)}
+        return {"loss": torch.stack(parts).sum(), **each}
 
     def _losses(
         self,
@@ -189,9 +189,7 @@ def make_students(
     ]
 
 
-def _network(
-    size: str, seed: int, specs: Sequence[EnvSpec], own: OwnStudent | None
-) -> nn.Module:
+def _network(size: str, seed: int, specs: Sequence[EnvSpec], own: OwnStudent | None) -> nn.Module:
     if size == OWN:
         if len(specs) > 1:
             raise ValueError(
@@ -200,9 +198,7 @@ def _network(
             )
         return make_own(specs[0], own)
     actions = [spec.num_actions for spec in specs]
-    network = QNetwork.seeded(
-        paper_architecture(size, actions, obs_shape=specs[0].obs_shape), seed
-    )
+    network = QNetwork.seeded(paper_architecture(size, actions, obs_shape=specs[0].obs_shape), seed)
     if len(specs) > 1:
         network.games = tuple(spec.name for spec in specs)
     return network
