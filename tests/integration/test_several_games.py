@@ -163,4 +163,7 @@ def test_one_student_learns_two_games(tmp_path):
     assert "students/kl_multi_seed1/share" in keys
     card = fd.load_network(tmp_path / "run" / "student")[1]
     assert [entry["game"] for entry in card["games"]] == list(student.games)
+    page = result.report.read_text()
+    assert "One network plays" in page and 'href="report-FdWalk-v0-2.html"' in page
+    assert "FdWalk-v0" in (tmp_path / "run" / "report-FdWalk-v0-2.html").read_text()
     assert card["games"][0]["temperature"] != card["games"][1]["temperature"], "auto is per game"
