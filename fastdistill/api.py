@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,12 @@ from fastdistill.training.run import unused
 _MODULE = "a module"
 
 
+# What a teacher may be given as.
+TeacherSource = Teacher | nn.Module | str | Path
+
+
 def distill(
-    teacher: Teacher | nn.Module | str | Path,
+    teacher: TeacherSource | Mapping[str, TeacherSource],
     env: str | None = None,
     *,
     student: str | OwnStudent = "7%",
@@ -38,10 +43,12 @@ def distill(
     Args:
         teacher: A ``Teacher``, a checkpoint's path, ``"zoo:NAME"``, or any module that maps
             ``[batch, *obs_shape]`` observations (uint8 for images) to ``[batch, actions]`` float
-            Q-values (logits: ``load_teacher(module, kind="logits")``).
+            Q-values (logits: ``load_teacher(module, kind="logits")``). For one student of several
+            games: ``{"pong": "zoo:pong", "freeway": module}``, each game's teacher.
         env: Atari game or gymnasium id; by default the game that a checkpoint names.
-        student: One or several of 100%, 25%, 7%, 4%, with commas between; or a module of your own,
-            or a function that makes one of an ``EnvSpec``. A module is copied, never changed.
+        student: One or several of 100%, 25%, 7%, 4%, multi, multi-wide, with commas between; or a
+            module of your own, or a function that makes one of an ``EnvSpec``. A module is copied,
+            never changed.
         loss: One or several of kl, nll, mse, reverse_kl, jsd, with commas between.
         run_dir: Where everything is written; by default a new directory under ``runs``.
         resume: Continue the run in ``run_dir``; options that are given must be its own.
@@ -65,22 +72,35 @@ def distill(
             f"distill: options must be fields of DistillConfig, got {', '.join(unknown)}"
         )
     own = None if isinstance(student, str) else _own_student(student)
-    if not isinstance(teacher, Teacher):
-        device = pick_device(options.get("device", "auto"))
-        teacher = load_teacher(teacher, env, device=device)
+    if isinstance(teacher, Mapping):
+        if env is not None:
+            raise ValueError(
+                f"distill: env must be left out where each teacher has its game, got {env!r}"
+            )
+        if not teacher:
+            raise ValueError("distill: teacher must name at least one game, got none")
+        sources, env = teacher, ",".join(teacher)
+    else:
+        sources = {env or "": teacher}
+    device = pick_device(options.get("device", "auto"))
+    teachers = [
+        found if isinstance(found, Teacher) else load_teacher(found, game or None, device=device)
+        for game, found in sources.items()
+    ]
     if resume and run_dir is None:
         raise ValueError("distill: run_dir must be given to resume, got none")
     if run_dir is None:
-        run_dir = unused(Path("runs") / f"distill-{env or teacher.card.get('game', 'teacher')}")
+        names = env or teachers[0].card.get("game", "teacher")
+        run_dir = unused(Path("runs") / f"distill-{names.replace(',', '-')}")
     config = DistillConfig(
         run_dir=Path(run_dir),
-        teacher=teacher.source or _MODULE,
+        teacher=",".join(found.source or _MODULE for found in teachers),
         game=env,
         student=student if isinstance(student, str) else OWN,
         loss=loss,
         **options,
     )
-    return train(config, teacher=teacher, student=own, resume=resume)
+    return train(config, teachers=teachers, student=own, resume=resume)
 
 
 def _own_student(student: Any) -> OwnStudent:

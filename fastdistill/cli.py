@@ -59,7 +59,7 @@ def evaluate(
 
     Args:
         checkpoint: Path of a checkpoint (description or directory), or zoo:NAME.
-        game: Game or gymnasium id; the checkpoint's own by default.
+        game: Game or gymnasium id; the checkpoint's own by default, one of several otherwise.
         episodes: Full episodes to play, spread over the lanes beforehand.
         preset: classic (no sticky actions, no-op starts) or machado (sticky actions).
         epsilon: Share of random actions; by default 0.05 (classic) or 0.001 (machado).
@@ -69,11 +69,11 @@ def evaluate(
         gif: Also record one episode there.
         out: Also write the record there, as JSON.
     """
+    usable_device(device)
     teacher = load_teacher(checkpoint, game, device=device)
     name = game or recorded_game(teacher.card)
     if not name:
         raise ValueError("evaluate: game must be given, the checkpoint does not name one")
-    usable_device(device)
     env = make_env(name, max(1, min(lanes, episodes)), preset=preset, training=False)
     try:
         record = evaluate_env(
@@ -178,16 +178,35 @@ def _report_students(result: distill_recipe.DistillResult) -> int:
         print(f"stopped at update {result.updates:,} with a checkpoint; continue with --resume")
         return STOPPED_STATUS
     print(f"{result.updates:,} updates in {result.training_seconds:.0f} s of training")
-    for entry in result.evaluation.get("students", ()):
+    for record in result.evaluation.get("games", [result.evaluation]):
+        if "games" in result.evaluation:
+            print(f"{record['game']}:")
+        _print_students(record)
+    for entry in result.evaluation.get("students", ()) if "games" in result.evaluation else ():
+        _print_over_games(entry)
+    if result.report:
+        print(f"report: {result.report}")
+    return 0
+
+
+def _print_students(record: dict[str, Any]) -> None:
+    for entry in record.get("students", ()):
         mean, share = entry["summary"]["mean"], entry["percent_of_teacher"]
         line = f"{entry['name']}: {entry['parameters']:,} parameters, mean {mean['value']:.2f}"
         line += f", 95% [{mean['low']:.2f}, {mean['high']:.2f}]"
         if share:
             line += f", {share['value']:.1f}% of the teacher"
         print(line)
-    if result.report:
-        print(f"report: {result.report}")
-    return 0
+
+
+def _print_over_games(entry: dict[str, Any]) -> None:
+    line = f"{entry['name']}, all games: {entry['parameters_of_all_games']:,} parameters"
+    share, geometric = entry["percent_of_teacher"], entry["geometric_mean_percent"]
+    if share:
+        line += f", {share['value']:.1f}% of the teachers, the least {entry['least_percent']:.1f}%"
+    if geometric:
+        line += f", geometric mean of the scores {geometric['value']:.1f}%"
+    print(line)
 
 
 def report(run_dir: Path, /) -> None:

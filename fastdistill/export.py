@@ -32,6 +32,7 @@ from fastdistill.envs.lanes import LaneEnv
 from fastdistill.evaluation.cost import describe_machine
 from fastdistill.evaluation.play import EpsilonGreedy
 from fastdistill.networks.checkpoint import load_network
+from fastdistill.networks.games import game_card
 from fastdistill.networks.qnetwork import QNetwork, num_parameters
 from fastdistill.teachers import checkpoint_path
 
@@ -107,6 +108,7 @@ def export(
             checks.
         format: "onnx" (opened by onnxruntime and others) or "pt2" (by ``torch.export.load``).
         game: Game or gymnasium id that the frames are played in; the checkpoint's own by default.
+            Of a network of several games, the one that is exported.
         card: Of a module: what to say in the metadata (``kind``, ``name``), as in a checkpoint.
         head: Which game's head of a network with several.
         frames: Observations to compare on, at least 1.
@@ -128,6 +130,10 @@ def export(
     if not isinstance(network, nn.Module):
         network, card = load_network(checkpoint_path(network))
     card = card or {}
+    if isinstance(network, QNetwork) and network.games and (game or not head):
+        game = _one_of(network.games, game)
+        network, card = network.for_task(game), game_card(card, game) if "games" in card else card
+        head = 0
     module = _Exported(network, head).cpu().eval()
     game = game or card.get("game")
     preset = preset or (card.get("environment") or {}).get("preset") or "classic"
@@ -153,6 +159,14 @@ def export(
     metadata["obs_shape"] = list(observations.shape[1:])
     metadata["obs_dtype"] = str(observations.dtype).removeprefix("torch.")
     return _write(module, observations, Path(path), format, metadata)
+
+
+def _one_of(games: tuple[str, ...], game: str | None) -> str:
+    if game not in games:
+        raise ValueError(
+            f"export: game must be one of the network's, {', '.join(games)}, got {game!r}"
+        )
+    return game
 
 
 class _Exported(nn.Module):

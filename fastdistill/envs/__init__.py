@@ -17,7 +17,8 @@ from fastdistill.envs.atari import (
     make_env,
     make_gymnasium,
 )
-from fastdistill.envs.lanes import EnvFault, EnvState, Episode, LaneEnv, Step
+from fastdistill.envs.lanes import LaneEnv
+from fastdistill.envs.records import EnvFault, EnvState, Episode, Step
 from fastdistill.envs.spec import EnvSpec
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdistill.envs.lanes import EnvFault
+from fastdistill.envs.records import EnvFault
 
 
 def watched(wrapper: type[Any]) -> Callable[[Any], Any]:

@@ -30,6 +30,7 @@ from fastdistill.envs import (
     policy_values,
     usable_device,
 )
+from fastdistill.networks import QNetwork
 from fastdistill.teachers import load_teacher
 
 
@@ -91,7 +92,7 @@ def evaluate(
     Args:
         policy: Observations to action values; or what ``load_teacher`` takes, such as
             ``"zoo:pong"``, a checkpoint's path or a run directory. A module plays in evaluation
-            mode, and is then put back.
+            mode, and is then put back; a network of several games plays as it does this one.
         env_name: Game (``"pong"``) or gymnasium id (``"CartPole-v1"``).
         episodes: How many, at least 1. Spread over the lanes beforehand.
         preset: Of ``fastdistill.envs.PRESETS``.
@@ -145,6 +146,8 @@ def evaluate_env(
 ) -> Evaluation:
     """``evaluate`` on an environment of the caller's, made with ``training=False``."""
     spec = env.spec
+    if isinstance(policy, QNetwork) and policy.games:
+        policy = policy.for_task(spec.name)
     preset = spec.preset
     if epsilon is None:
         epsilon = PRESETS[preset].evaluation_epsilon if preset else 0.0

@@ -6,6 +6,7 @@ from fastdistill.networks.architecture import (
     Architecture,
     multitask_architecture,
     paper_architecture,
+    size_name,
 )
 from fastdistill.networks.checkpoint import (
     CheckpointError,
@@ -26,4 +27,5 @@ __all__ = [
     "num_parameters",
     "paper_architecture",
     "save_network",
+    "size_name",
 ]

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from fastdistill._files import is_int, shown
 
@@ -118,15 +118,33 @@ class Architecture:
 # The fields that are tuples of sizes.
 _TUPLES = ("obs_shape", "num_actions", "channels", "hidden")
 
-# The one table of sizes: share of the teacher's parameters -> filters and units for images (the
-# paper's), and units for vectors (shares of two layers of 128).
-_SIZES: dict[str, tuple[tuple[int, int, int], int, tuple[int, int]]] = {
-    "100%": ((32, 64, 64), 512, (128, 128)),
-    "25%": ((16, 32, 32), 256, (64, 64)),
-    "7%": ((16, 16, 16), 128, (32, 32)),
-    "4%": ((16, 16, 16), 64, (24, 24)),
+
+class _Size(NamedTuple):
+    """Filters and units for images (the paper's), units for vectors, units of each head's own."""
+
+    channels: tuple[int, int, int]
+    units: int
+    vector_units: tuple[int, int]
+    head_units: int = 0
+
+
+# The one table of sizes: shares of the teacher's parameters (for vectors, of two layers of 128),
+# and the paper's networks for three games and for ten.
+_SIZES: dict[str, _Size] = {
+    "100%": _Size((32, 64, 64), 512, (128, 128)),
+    "25%": _Size((16, 32, 32), 256, (64, 64)),
+    "7%": _Size((16, 16, 16), 128, (32, 32)),
+    "4%": _Size((16, 16, 16), 64, (24, 24)),
+    "multi": _Size((32, 64, 64), 512, (128, 128), 128),
+    "multi-wide": _Size((64, 64, 64), 1500, (384, 384), 128),
 }
 SIZES = tuple(_SIZES)
+
+
+def size_name(text: str) -> str:
+    """A size as ``SIZES`` has it; ``7`` means ``7%``. What is none is left for others to refuse."""
+    text = text.strip()
+    return f"{text}%" if f"{text}%" in _SIZES else text
 
 
 def paper_architecture(
@@ -140,9 +158,10 @@ def paper_architecture(
     """One of the paper's networks, by its share of the teacher's parameters.
 
     Args:
-        size: ``"100%"`` (the Nature DQN), ``"25%"``, ``"7%"`` or ``"4%"``. For vectors these are
-            shares of a network with two layers of 128 units.
-        num_actions: Outputs, or outputs per head.
+        size: ``"100%"`` (the Nature DQN), ``"25%"``, ``"7%"`` or ``"4%"``; ``"multi"``, the Nature
+            trunk with 128 units of its own before each head, or ``"multi-wide"``, the network for
+            ten games. For vectors these are shares of a network with two layers of 128 units.
+        num_actions: Outputs, or outputs per head: one head for each game.
         obs_shape: Of one observation.
         dueling: See ``Architecture``.
         layer_norm: See ``Architecture``.
@@ -151,18 +170,20 @@ def paper_architecture(
         ValueError: There is no such size.
 
     Source: Rusu et al. 2015, table of network sizes; with 18 outputs 1,693,362, 427,874, 113,346
-    and 61,954 parameters.
+    and 61,954 parameters; with 12 in three heads 1,882,668, with 85 in ten 6,756,721.
     """
     if size not in _SIZES:
         raise ValueError(f"paper_architecture: size must be one of {list(_SIZES)}, got {size!r}")
-    channels, units, vector_units = _SIZES[size]
+    found = _SIZES[size]
     heads = (num_actions,) if isinstance(num_actions, int) else tuple(num_actions)
-    if len(obs_shape) == 1:
-        return Architecture(
-            obs_shape, heads, hidden=vector_units, dueling=dueling, layer_norm=layer_norm
-        )
+    trunk: dict[str, Any] = {"channels": found.channels, "hidden": (found.units,)}
     return Architecture(
-        obs_shape, heads, channels, (units,), dueling=dueling, layer_norm=layer_norm
+        obs_shape,
+        heads,
+        **({"hidden": found.vector_units} if len(obs_shape) == 1 else trunk),
+        head_hidden=found.head_units,
+        dueling=dueling,
+        layer_norm=layer_norm,
     )
 
 
@@ -173,7 +194,4 @@ def multitask_architecture(num_actions: Sequence[int], *, wide: bool = False) ->
         num_actions: Actions of each game.
         wide: The ten-game network (64 filters, 1,500 units) instead of the three-game one.
     """
-    base = paper_architecture("100%", num_actions)
-    if wide:
-        base = replace(base, channels=(64, 64, 64), hidden=(1500,))
-    return replace(base, head_hidden=128)
+    return paper_architecture("multi-wide" if wide else "multi", num_actions)

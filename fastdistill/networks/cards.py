@@ -39,6 +39,19 @@ def _is_weights_file(name: object) -> bool:
     )
 
 
+def _are_games(value: object) -> bool:
+    """Heads' games: objects, each with a name of its own, their fields as in a description."""
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        return False
+    names = [entry.get("game") for entry in value]
+    fit = all(
+        name not in entry or _FIELDS[name][1](entry[name])
+        for entry in value
+        for name in ("kind", "game", "action_meanings", "environment")
+    )
+    return fit and all(map(_is_word, names)) and len(set(names)) == len(names) > 1
+
+
 # What a description may say, if it says it: the constraint in words, and its test.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kind": (f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
@@ -50,6 +63,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "environment": ("an object", lambda value: isinstance(value, dict)),
     "architecture": ("an object", lambda value: isinstance(value, dict)),
     "parameters": ("a positive integer", lambda value: is_int(value) and value > 0),
+    "games": ("a list of two or more objects, each with another game", _are_games),
 }
 _WEIGHTS_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "file": ("a file name without a path, ending in .safetensors", _is_weights_file),

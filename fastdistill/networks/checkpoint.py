@@ -32,6 +32,7 @@ from fastdistill.networks.cards import (
     card_digest,
     check_card,
 )
+from fastdistill.networks.games import give_each_head_its_own
 from fastdistill.networks.qnetwork import QNetwork, num_parameters
 
 FORMAT = "fastdistill-checkpoint-1"
@@ -181,7 +182,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
     Returns:
         What was given to ``write_checkpoint``, with ``format`` and ``weights``. Where present,
         ``kind`` is one of ``KINDS``, ``game`` a string, ``action_meanings`` a list of strings,
-        ``environment`` and ``architecture`` are dictionaries, ``parameters`` is an integer.
+        ``environment`` and ``architecture`` are dictionaries, ``parameters`` is an integer. A
+        network of several games has ``games`` instead of ``game``, one object for each head.
 
     Raises:
         CheckpointError: With the file and what is wrong with it.
@@ -277,7 +279,16 @@ def load_network(path: str | Path) -> tuple[QNetwork, dict[str, Any]]:
         raise CheckpointError(
             f"load_network: {path} must describe a network, got {error}"
         ) from error
+    network.games = tuple(entry["game"] for entry in card.get("games", ()))
+    heads = len(network.heads)
+    if network.games and len(network.games) != heads:
+        raise CheckpointError(
+            f"load_network: games of {path} must be one for each of {heads} heads, got "
+            f"{len(network.games)}"
+        )
     expected = network.state_dict()
+    if heads > 1:
+        give_each_head_its_own(tensors, expected)
     for name in sorted(expected.keys() | tensors.keys()):
         wanted, found = _kind_of(expected.get(name)), _kind_of(tensors.get(name))
         if wanted != found:

@@ -11,6 +11,8 @@ the convolutions are those of ``fastdistill.networks.convolutions``.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +36,15 @@ class QNetwork(nn.Module):
         uses_frames: Whether ``convolutions`` computes its convolutions of uint8 images in
             float32 and, where the CPU multiplies bfloat16, under autocast. False leaves them to
             torch, for hooks on the layers or second derivatives, which it does not have.
+        games: Names of the heads' games, where there are several; else empty.
+        obs_mean: Subtracted from what is seen, ``[height, width]`` or ``[features]``; with several
+            heads ``[heads, ...]``: a background is a game's own.
+        obs_scale: Multiplies the difference; likewise.
     """
 
     obs_mean: Tensor
     obs_scale: Tensor
+    games: tuple[str, ...]
 
     def __init__(self, architecture: Architecture, *, head_gain: float = 0.1) -> None:
         super().__init__()
@@ -46,8 +53,11 @@ class QNetwork(nn.Module):
         frame_shape = architecture.obs_shape[1:] if is_image else architecture.obs_shape
         # Buffers, not parameters: they are data, saved and moved with the weights. Until
         # set_obs_statistics is called they scale uint8 to 0..1 and leave floats alone.
-        self.register_buffer("obs_mean", torch.zeros(frame_shape))
-        self.register_buffer("obs_scale", torch.full(frame_shape, 1 / 255 if is_image else 1.0))
+        heads = len(architecture.num_actions)
+        shape = frame_shape if heads == 1 else (heads, *frame_shape)
+        self.register_buffer("obs_mean", torch.zeros(shape))
+        self.register_buffer("obs_scale", torch.full(shape, 1 / 255 if is_image else 1.0))
+        self.games = ()
         self._clips = is_image
         self.uses_frames = is_image and frames.fits(
             architecture.obs_shape, architecture.channels, CONVOLUTIONS
@@ -110,33 +120,59 @@ class QNetwork(nn.Module):
     def _heads(self) -> list[_Head]:
         return [head for head in self.heads if isinstance(head, _Head)]
 
-    def set_obs_statistics(self, mean: Tensor, std: Tensor) -> None:
+    def _statistics(self, head: int) -> tuple[Tensor, Tensor]:
+        if len(self.heads) == 1:
+            return self.obs_mean, self.obs_scale
+        return self.obs_mean[head], self.obs_scale[head]
+
+    def set_obs_statistics(self, mean: Tensor, std: Tensor, head: int = 0) -> None:
         """Standardise the input: ``clip((obs - mean) / (std + floor), -5, 5)``.
 
         Args:
             mean: Per-pixel mean, ``[height, width]`` in 0..255, or ``[features]``.
             std: Per-pixel deviation, likewise.
+            head: Whose game's input it is.
         """
+        own_mean, own_scale = self._statistics(head)
         for name, value in (("mean", mean), ("std", std)):
-            if value.shape != self.obs_mean.shape or not bool(torch.isfinite(value).all()):
+            if value.shape != own_mean.shape or not bool(torch.isfinite(value).all()):
                 raise ValueError(
                     f"QNetwork.set_obs_statistics: {name} must be finite with shape "
-                    f"{list(self.obs_mean.shape)}, got shape {list(value.shape)}"
+                    f"{list(own_mean.shape)}, got shape {list(value.shape)}"
                 )
         floor = _STD_FLOOR if len(self.architecture.obs_shape) == 3 else 1e-3
-        self.obs_mean.copy_(mean)
-        self.obs_scale.copy_(1.0 / (std + floor))
+        own_mean.copy_(mean)
+        own_scale.copy_(1.0 / (std + floor))
 
-    def features(self, obs: Tensor) -> Tensor:
-        """What the heads read: ``[batch, obs...]`` uint8 or float to ``[batch, hidden]``."""
+    def features(self, obs: Tensor, head: int = 0) -> Tensor:
+        """What a head reads: ``[batch, obs...]`` uint8 or float to ``[batch, hidden]``."""
+        counts = [0] * len(self.heads)
+        counts[head] = len(obs)
+        return self._features(obs, counts)
+
+    def _features(self, obs: Tensor, counts: Sequence[int]) -> Tensor:
+        """``features`` of a batch that is ordered by head, in one pass through the trunk."""
         dtype = self._frames_dtype(obs)
         if dtype is not None:
-            return self._features_of_frames(obs, dtype)
-        x = (obs - self.obs_mean).mul_(self.obs_scale)
-        if self._clips:
-            x = x.clamp_(-_CLIP, _CLIP)
-        features: Tensor = self.trunk(x)
+            return self._features_of_frames(obs, counts, dtype)
+        parts = []
+        for head, rows in self._slices(obs, counts):
+            mean, scale = self._statistics(head)
+            part = (rows - mean).mul_(scale)
+            parts.append(part.clamp_(-_CLIP, _CLIP) if self._clips else part)
+        features: Tensor = self.trunk(_joined(parts))
         return features
+
+    def _slices(self, obs: Tensor, counts: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Each head that has rows, and its rows; of an empty batch the first."""
+        if len(self.heads) == 1:
+            yield 0, obs
+            return
+        start = 0
+        for head, count in enumerate(counts):
+            if count or (not len(obs) and head == 0):
+                yield head, obs[start : start + count]
+            start += count
 
     def _frames_dtype(self, obs: Tensor) -> torch.dtype | None:
         """What ``frames`` would compute the convolutions in; None where torch has to."""
@@ -153,21 +189,28 @@ class QNetwork(nn.Module):
         dtype = torch.get_autocast_dtype("cpu") if is_autocast else torch.float32
         return dtype if frames.is_available(dtype) else None
 
-    def _features_of_frames(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        statistics = (self.obs_mean, self.obs_scale, _CLIP)
+    def _features_of_frames(self, obs: Tensor, counts: Sequence[int], dtype: torch.dtype) -> Tensor:
+        def convolve(x: Tensor, layer: nn.Conv2d, head: int | None = None) -> Tensor:
+            assert layer.bias is not None
+            return frames.convolve(
+                x,
+                layer.weight,
+                layer.bias,
+                stride=layer.stride[0],
+                relu=not self.architecture.layer_norm,
+                statistics=None if head is None else (*self._statistics(head), _CLIP),
+                dtype=dtype,
+            )
+
         x = obs.contiguous()
         for index, layer in enumerate(self.trunk):
             if isinstance(layer, nn.Conv2d):
-                assert layer.bias is not None
-                x = frames.convolve(
-                    x,
-                    layer.weight,
-                    layer.bias,
-                    stride=layer.stride[0],
-                    relu=not self.architecture.layer_norm,
-                    statistics=statistics if index == 0 else None,
-                    dtype=dtype,
-                )
+                if index > 0:
+                    x = convolve(x, layer)
+                    continue
+                # The first convolution standardises its frames, and each game has statistics of
+                # its own; from there on all games go together.
+                x = _joined([convolve(rows, layer, head) for head, rows in self._slices(x, counts)])
             elif isinstance(layer, nn.GroupNorm):
                 x = layer(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1).contiguous()
             elif isinstance(layer, nn.Flatten):
@@ -185,10 +228,66 @@ class QNetwork(nn.Module):
         Returns:
             ``[batch, num_actions[head]]`` float32, also under autocast.
         """
-        features = self.features(obs)
+        features = self.features(obs, head)
         with torch.autocast(features.device.type, enabled=False):
             outputs: Tensor = self.heads[head](features.float())
         return outputs
+
+    def forward_games(self, obs: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Values of a batch of several games: the trunk runs once, each head on its rows.
+
+        Args:
+            obs: ``[batch, *obs_shape]``, the rows of the first head's game first, then those of
+                the second...
+            counts: Rows of each head, 0 or more; they add up to the batch.
+
+        Returns:
+            ``[counts[head], num_actions[head]]`` float32 of each head, also under autocast.
+        """
+        if len(counts) != len(self.heads) or min(counts) < 0 or sum(counts) != len(obs):
+            raise ValueError(
+                f"QNetwork.forward_games: counts must be {len(self.heads)} numbers of rows that "
+                f"add up to {len(obs)}, got {list(counts)}"
+            )
+        features = self._features(obs, counts)
+        with torch.autocast(features.device.type, enabled=False):
+            parts = torch.split(features.float(), list(counts))
+            return [head(part) for head, part in zip(self.heads, parts, strict=True)]
+
+    def for_task(self, game: str | int) -> QNetwork:
+        """The network of one game, a plain module: observations to values.
+
+        Args:
+            game: One of ``games``, or the place of its head.
+
+        Returns:
+            A network with that head alone. It shares weights and statistics with this one and
+            follows them, until one of the two is moved to another device or dtype.
+
+        Raises:
+            ValueError: No head is of that game.
+        """
+        if isinstance(game, str) and game not in self.games:
+            raise ValueError(
+                f"QNetwork.for_task: game must be one of {', '.join(self.games) or 'none'}, "
+                f"got {game!r}"
+            )
+        head = self.games.index(game) if isinstance(game, str) else game
+        if not 0 <= head < len(self.heads):
+            raise ValueError(
+                f"QNetwork.for_task: game must be in [0, {len(self.heads)}), got {head}"
+            )
+        if len(self.heads) == 1:
+            return self
+        architecture = replace(
+            self.architecture, num_actions=(self.architecture.num_actions[head],)
+        )
+        with torch.device("meta"):
+            network = QNetwork(architecture)
+        network.obs_mean, network.obs_scale = self._statistics(head)
+        network.trunk = self.trunk
+        network.heads = nn.ModuleList([self.heads[head]])
+        return network.train(self.training)
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -214,6 +313,10 @@ class _Head(nn.Module):
             return outputs
         value: Tensor = self.value(hidden)
         return value + outputs - outputs.mean(dim=1, keepdim=True)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _initialise(

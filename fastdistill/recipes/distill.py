@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Policy distillation: one teacher, one or many students on the same stream of play.
+"""Policy distillation: a teacher for each game, one or many students on the same stream of play.
 
 The teacher (or a student, or both) plays; every frame goes into the replay with the teacher's
 float32 action values; the students learn from uniform batches of it while play goes on. Students
@@ -11,21 +11,22 @@ Source: Rusu et al. 2015, Policy Distillation; what differs is in docs/deviation
 
 from __future__ import annotations
 
-import os
 import shlex
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from fastdistill.envs import PRESETS, EnvFault, EnvSpec, LaneEnv, make_env
-from fastdistill.evaluation.compare import Player, compare, write_evaluation
-from fastdistill.networks import SIZES
-from fastdistill.recipes.options import at_least, one_of, positive, share
+from fastdistill.envs import PRESETS, EnvFault, EnvSpec, LaneEnv
+from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
+from fastdistill.networks import SIZES, size_name
+from fastdistill.recipes.options import at_least, one_of, positive, share, shares
+from fastdistill.recipes.tasks import open_tasks, play_env
 from fastdistill.report import try_report
-from fastdistill.teachers import Teacher, load_teacher, recorded_game
+from fastdistill.teachers import Teacher
 from fastdistill.training.configuration import check_types, default_of
 from fastdistill.training.drivers import DRIVERS
 from fastdistill.training.labelled_play import LabelledPlay
@@ -38,10 +39,10 @@ from fastdistill.training.process import (
     pick_device,
 )
 from fastdistill.training.publishing import load_student, publish_student, student_path
-from fastdistill.training.run import Run, Stop, say
+from fastdistill.training.run import Run, Stop
 from fastdistill.training.state import select, under
 from fastdistill.training.students import Students
-from fastdistill.training.targets import DEFAULT_TEMPERATURES, WEIGHTINGS
+from fastdistill.training.targets import WEIGHTINGS
 from fastdistill.training.task import Task
 
 
@@ -52,15 +53,19 @@ class DistillConfig:
     run_dir: Path = Path("runs/distill")
     """Where everything is written."""
     teacher: str = "zoo:pong"
-    """A checkpoint's path, or zoo:NAME."""
+    """A checkpoint's path, or zoo:NAME; several games' with commas between. A+B is the mean policy
+    of two teachers of one game."""
     game: str | None = None
-    """Atari game or gymnasium id; the teacher's own by default."""
+    """Atari game or gymnasium id; the teacher's own by default. One for each teacher."""
+    task_weights: str = "balanced"
+    """Shares of the games in a batch, with commas between: 1,1,2."""
     preset: str = "classic"
     """classic (no sticky actions) or machado (sticky actions)."""
     loss: str = "kl"
     """One or several of kl, nll, mse, reverse_kl, jsd, with commas between."""
     student: str = "7%"
-    """One or several of 100%, 25%, 7%, 4% of the paper's network, with commas between."""
+    """One or several of 100%, 25%, 7%, 4% of the paper's network, multi (its network for three
+    games) and multi-wide (for ten), with commas between."""
     seeds: int = 1
     """Students of each loss and size; they differ in their first weights, not in their data."""
     temperature: float | str | None = None
@@ -75,19 +80,19 @@ class DistillConfig:
     learning_rate: float = 1e-3
     """At first; it falls linearly to 0."""
     batch_size: int = 64
-    """States per update."""
+    """States per update, of all games together."""
     total_updates: int = 10_000
     """Updates of every student; the schedules end there."""
     max_seconds: float | None = None
     """End training early after this long (scoring apart); the schedules end there, too."""
     steps_per_update: float = 8.0
-    """Agent steps of play, all lanes together, for one update."""
+    """Agent steps of play, all lanes of all games together, for one update."""
     num_lanes: int = 16
-    """Games played at once."""
+    """Lanes of each game, played at once."""
     learning_starts_steps: int = 4_000
     """Steps of play before the first update; the input statistics come from them."""
     replay_capacity: int = 100_000
-    """States kept; an Atari state takes 7.2 KB."""
+    """States kept, of all games together; an Atari state takes 7.2 KB."""
     epsilon: float = 0.05
     """Share of random actions in the play."""
     bfloat16: bool = field(default_factory=default_bfloat16)
@@ -121,8 +126,22 @@ class DistillConfig:
     @property
     def sizes(self) -> tuple[str, ...]:
         """``student``, taken apart; ``7`` means ``7%``."""
-        names = (name.strip() for name in self.student.split(","))
-        return tuple(name if name == OWN else name.rstrip("%") + "%" for name in names)
+        return tuple(map(size_name, self.student.split(",")))
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """``teacher``, taken apart."""
+        return tuple(name.strip() for name in self.teacher.split(","))
+
+    @property
+    def games(self) -> tuple[str, ...]:
+        """``game``, taken apart; empty where the teachers know it."""
+        return tuple(name.strip() for name in self.game.split(",")) if self.game else ()
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """``task_weights``, taken apart; empty where they are balanced."""
+        return shares(self, "task_weights")
 
     def command(self) -> str:
         """The command line that says the same."""
@@ -153,11 +172,7 @@ class DistillConfig:
         at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
         positive(self, "steps_per_update", "learning_rate", "max_seconds")
         share(self, "epsilon")
-        if self.learning_starts_steps < 4 * self.num_lanes:
-            raise ValueError(
-                "DistillConfig: learning_starts_steps must be at least 4 * num_lanes = "
-                f"{4 * self.num_lanes}, got {self.learning_starts_steps}"
-            )
+        shares(self, "task_weights")
         named = self.temperature is None or self.temperature == "auto"
         if not named and not (
             isinstance(self.temperature, (int, float)) and 1e-8 <= self.temperature <= 1e8
@@ -189,12 +204,15 @@ class DistillResult:
     students: dict[str, Path]
     evaluation: dict[str, Any]
     report: Path | None
-    _spec: EnvSpec = field(repr=False)
+    _spec: EnvSpec = field(repr=False)  # of the first game
     _own: OwnStudent | None = field(repr=False)
 
     @property
     def student(self) -> nn.Module:
-        """The student, or the first of many, as it was when it scored best."""
+        """The student, or the first of many, as it was when it scored best.
+
+        Of several games it is a ``QNetwork`` whose ``for_task("pong")`` plays one of them.
+        """
         size = OWN if self._own is not None else ""
         return load_student(next(iter(self.students.values())), size, self._spec, self._own)
 
@@ -202,7 +220,7 @@ class DistillResult:
 def train(
     config: DistillConfig,
     *,
-    teacher: Teacher | None = None,
+    teachers: Sequence[Teacher] | None = None,
     student: OwnStudent | None = None,
     resume: bool = False,
     stop: Stop | None = None,
@@ -211,27 +229,24 @@ def train(
 
     Args:
         config: Everything that can be chosen.
-        teacher: Instead of ``config.teacher``, which then is only its name in the records.
+        teachers: Of the games, instead of ``config.teacher``, which then is only their name in the
+            records.
         student: The module, or what makes it, where ``config.student`` is ``"own"``.
         resume: Continue the run in ``config.run_dir`` with its own configuration.
         stop: Asked between steps whether to stop with a checkpoint.
 
     Raises:
-        ValueError: The teacher does not fit the environment, or there is no run to resume.
+        ValueError: A teacher does not fit its environment, games do not fit together, or there is
+            no run to resume.
         TrainingDiverged: No student's loss is finite any more; the batches are saved.
     """
     run = Run("distill", config, resume=resume, unit="updates", stop=stop)
     config = run.config
     keep_freed_memory()
     device = pick_device(config.device)
-    teacher = teacher or load_teacher(config.teacher, config.game, device=device)
-    game = config.game or recorded_game(teacher.card)
-    if not game:
-        raise ValueError("distill: game must be given, the teacher does not name one")
     with ExitStack() as opened:
-        env = opened.enter_context(closing(_make_env(config, game, config.num_lanes)))
-        teacher.check(env)
-        parts = _Parts(config, run, env, teacher, student)
+        tasks, envs = open_tasks(config, teachers, device, opened)
+        parts = _Parts(config, run, tasks, envs, student)
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
         parts.begin()
@@ -258,7 +273,7 @@ def train(
         students={s.name: student_path(config.run_dir, s.name) for s in parts.students.all},
         evaluation=evaluation,
         report=try_report(config.run_dir) if evaluation else None,
-        _spec=env.spec,
+        _spec=tasks[0].spec,
         _own=student,
     )
 
@@ -270,47 +285,43 @@ class _Parts:
         self,
         config: DistillConfig,
         run: Run[DistillConfig],
-        env: LaneEnv,
-        teacher: Teacher,
+        tasks: list[Task],
+        envs: list[LaneEnv],
         own: OwnStudent | None,
     ) -> None:
         self.config = config
         self.run = run
+        self.tasks = tasks
         self.own = own
-        temperature = config.temperature
-        if temperature is None:
-            temperature = DEFAULT_TEMPERATURES[teacher.kind]
-            say(f"temperature {temperature}, the default for {teacher.kind}")
-        task = Task(env.spec, teacher, 0.0 if temperature == "auto" else float(temperature))
         learners = make_students(
-            env.spec,
+            [task.spec for task in tasks],
             losses=config.losses,
             sizes=config.sizes,
             seeds=range(config.seed, config.seed + config.seeds),
             optimizer=config.optimizer,
             learning_rate=config.learning_rate,
             bfloat16=config.bfloat16,
-            device=teacher.device,
+            device=tasks[0].teacher.device,
             own=own,
         )
         self.students = Students(
             learners,
-            task,
+            tasks,
             run,
             weighting=config.weighting,
             score_episodes=config.score_episodes,
             seed=config.seed,
         )
         self.source = LabelledPlay(
-            task,
-            env,
+            tasks,
+            envs,
             learners,
             run.at,
             replay_capacity=config.replay_capacity,
             seed=config.seed,
             bfloat16=config.bfloat16,
         )
-        self._games: LaneEnv | None = None
+        self._games: list[LaneEnv] = []
 
     @property
     def fraction(self) -> float:
@@ -338,9 +349,9 @@ class _Parts:
         due = (at.step - config.learning_starts_steps) / config.steps_per_update
         while at.updates + 1 <= due and self.fraction < 1.0:
             if at.updates == 0:
-                self.students.set_obs_statistics(*self.source.measure())
-            obs, labels = self.source.sample(config.batch_size)
-            self.students.learn(obs, labels, linear(config.learning_rate, 0.0, self.fraction))
+                self.students.set_obs_statistics(self.source.measure())
+            lesson = self.source.sample(config.batch_size)
+            self.students.learn(lesson, linear(config.learning_rate, 0.0, self.fraction))
             at.lap("learn")
             self.run.show(self.students.note)
 
@@ -356,18 +367,18 @@ class _Parts:
             }
         )
 
-    def games(self) -> LaneEnv:
+    def games(self) -> list[LaneEnv]:
         """For full games that judge; half a second to make, so only if they are wanted."""
-        if self._games is None:
+        if not self._games:
             config = self.config
             lanes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
-            self._games = _make_env(config, self.source.task.name, lanes)
+            self._games = [play_env(task.name, lanes, config.preset) for task in self.tasks]
         return self._games
 
     def close(self) -> None:
         """Free the emulators of the games."""
-        if self._games is not None:
-            self._games.close()
+        for env in self._games:
+            env.close()
 
     def score(self) -> None:
         """Judge every student, and record it."""
@@ -387,7 +398,7 @@ class _Parts:
 
     def finish(self) -> dict[str, Any]:
         """The last scoring and checkpoint; of a run at its end, the evaluation."""
-        config, run, task = self.config, self.run, self.source.task
+        config, run = self.config, self.run
         run.finished = self.fraction >= 1.0
         if not run.finished:
             self.students.save_unscored()
@@ -399,16 +410,18 @@ class _Parts:
         self.checkpoint()
         if not config.evaluation_episodes:
             return {}
-        teacher = Player("teacher", task.teacher, task.teacher.module, {})
-        record = compare(
-            teacher,
-            self.students.players(self.own),
-            self.games(),
-            episodes=config.evaluation_episodes,
-            seed=config.seed,
-            device=task.teacher.device,
-        )
-        record |= {
+        records = []
+        for place, (task, env) in enumerate(zip(self.tasks, self.games(), strict=True)):
+            record = compare(
+                Player("teacher", task.teacher, task.teacher.module, {}),
+                self.students.players(self.own, place),
+                env,
+                episodes=config.evaluation_episodes,
+                seed=config.seed,
+                device=task.teacher.device,
+            )
+            records.append(record)
+        record = together(records) | {
             "training_seconds": run.at.training_seconds,
             "updates": run.at.updates,
             "commands": [config.command()],
@@ -416,9 +429,3 @@ class _Parts:
         publish_student(run.directory, self.students.all[0].name)
         write_evaluation(run.directory, record)
         return record
-
-
-def _make_env(config: DistillConfig, game: str, num_lanes: int) -> LaneEnv:
-    # A thread per core: here the emulators take longer than the students, unlike in teaching.
-    threads = os.cpu_count() or 1
-    return make_env(game, num_lanes, preset=config.preset, training=False, num_threads=threads)

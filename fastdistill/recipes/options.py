@@ -30,6 +30,20 @@ def share(config: object, *names: str) -> None:
             _refuse(config, name, "be in [0, 1]", getattr(config, name))
 
 
+def shares(config: object, name: str) -> tuple[float, ...]:
+    """A field of numbers with commas between, 0 or more and not all 0; empty for "balanced"."""
+    text = getattr(config, name)
+    if text == "balanced":
+        return ()
+    try:
+        found = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 <= number < math.inf for number in found) or not sum(found) > 0:
+        _refuse(config, name, "be balanced, or numbers of 0 or more that are not all 0", repr(text))
+    return found
+
+
 def one_of(config: object, name: str, values: Iterable[str], allowed: Iterable[str]) -> None:
     """Refuse values that are not allowed, or given twice."""
     values, allowed = list(values), list(allowed)

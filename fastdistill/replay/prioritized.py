@@ -117,14 +117,13 @@ class PrioritizedReplay(OfOneProcess):
         stack = integer("stack", stack, bits=32)
         self._spec = row_spec(frame_shape, frame_dtype, stack, columns or {})
         exponents = np.atleast_1d(np.asarray(priority_exponent, np.float64)).tolist()
-        task_lanes = lanes_of_tasks(lanes_per_task, num_lanes)
         if pad not in ("zero", "first"):
             raise ValueError(f"PrioritizedReplay: pad must be 'zero' or 'first', got {pad!r}")
         policy, fixed_priority = initial_priority_policy(initial_priority)
         options: dict[str, Any] = {
             "lane_capacity_steps": lane_capacity,
             "num_lanes": num_lanes,
-            "lanes_per_task": task_lanes,
+            "lanes_per_task": lanes_of_tasks(lanes_per_task, num_lanes),
             "stack": stack,
             "n_step": integer("n_step", n_step, bits=32),
             "discount": float(discount),
@@ -152,7 +151,7 @@ class PrioritizedReplay(OfOneProcess):
         )
         self._lane_capacity = lane_capacity
         self._num_samplers = len(exponents)
-        self._num_tasks = len(task_lanes)
+        self._num_tasks = len(options["lanes_per_task"])
         self._lanes = np.arange(num_lanes)
         self._slabs = SlabPool(self._spec)
         super().__init__()

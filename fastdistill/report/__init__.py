@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from fastdistill._files import unwritable, write_atomically
 from fastdistill.envs import make_env
 from fastdistill.evaluation import record_comparison_gif
 from fastdistill.report import figures
+from fastdistill.report.games import render_games
 from fastdistill.report.page import render_page
-from fastdistill.report.results import Results, headline_student, read_results
+from fastdistill.report.results import Results, headline_student, read_evaluation, read_games
 from fastdistill.teachers import load_teacher, recorded_game
 
 __all__ = ["try_report", "write_report"]
@@ -24,6 +26,7 @@ __all__ = ["try_report", "write_report"]
 def write_report(run_dir: str | Path) -> Path:
     """Write ``report.html`` and ``figures/`` into a distillation run's directory.
 
+    Of several games ``report.html`` compares them, and each has a page of its own beside it.
     What the run did not leave behind reads "not measured". The GIF of teacher and student is
     recorded anew unless ``figures/play.gif`` is newer than the evaluation.
 
@@ -39,18 +42,35 @@ def write_report(run_dir: str | Path) -> Path:
         ImportError: matplotlib is missing.
     """
     run_dir = Path(run_dir)
-    results = read_results(run_dir)
-    folder = run_dir / "figures"
+    games = read_games(run_dir)
+    page = run_dir / "report.html"
+    if len(games) == 1:
+        return _write_game(run_dir, games[0], run_dir / "figures", page, 0)
+    pages = [run_dir / f"report-{_plain(game.game)}-{n + 1}.html" for n, game in enumerate(games)]
+    for place, (game, path) in enumerate(zip(games, pages, strict=True)):
+        folder = run_dir / "figures" / path.stem.removeprefix("report-")
+        _write_game(run_dir, game, folder, path, place)
+    together = read_evaluation(run_dir).get("students")
+    text = render_games(games, [path.name for path in pages], together)
+    write_atomically(page, text.encode(), function="write_report")
+    return page
+
+
+def _write_game(run_dir: Path, results: Results, folder: Path, page: Path, place: int) -> Path:
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         drawings = figures.draw_all(results, folder)
     except OSError as error:
         raise unwritable("write_report", folder, error) from error
-    gif, why_not = _play(run_dir, results, folder / "play.gif")
-    page = run_dir / "report.html"
+    gif, why_not = _play(run_dir, results, folder / "play.gif", place)
     text = render_page(results, drawings, gif, why_not)
     write_atomically(page, text.encode(), function="write_report")
     return page
+
+
+def _plain(game: str) -> str:
+    """A game's name as a part of a file name."""
+    return re.sub(r"[^\w-]", "_", game)[:64]
 
 
 def try_report(run_dir: str | Path) -> Path | None:
@@ -62,8 +82,15 @@ def try_report(run_dir: str | Path) -> Path | None:
         return None
 
 
-def _play(run_dir: Path, results: Results, path: Path) -> tuple[bytes | None, str]:
-    """The GIF of the teacher beside the headline's student, or why there is none."""
+def _play(run_dir: Path, results: Results, path: Path, place: int) -> tuple[bytes | None, str]:
+    """The GIF of the teacher beside the headline's student, or why there is none.
+
+    Args:
+        run_dir: Of the run.
+        results: Of one game.
+        path: Of the GIF.
+        place: Of the game among the run's.
+    """
     written = (run_dir / "evaluation.json").stat().st_mtime
     if path.is_file() and path.stat().st_mtime >= written:
         return path.read_bytes(), ""
@@ -73,6 +100,7 @@ def _play(run_dir: Path, results: Results, path: Path) -> tuple[bytes | None, st
         return None, "the run has no student"
     if not isinstance(source, str):
         return None, "the run's configuration names no teacher that could be loaded"
+    source = source.split(",")[place].strip() if source.count(",") >= place else source
     name = Path(student.names[0]).name  # a name is never a way to another directory
     places = (run_dir / "students" / f"{name}.json", run_dir / "student.json")
     checkpoint = next((place for place in places if place.is_file()), None)

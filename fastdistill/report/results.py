@@ -114,16 +114,50 @@ class Results:
     versions: dict[str, Any]
 
 
-def read_results(run_dir: Path) -> Results:
+def read_evaluation(run_dir: Path) -> dict[str, Any]:
+    """``evaluation.json``, whatever it says.
+
+    Raises:
+        ValueError: It is damaged, or there is none.
+    """
+    path = run_dir / "evaluation.json"
+    if not path.is_file():
+        raise ValueError(f"write_report: run_dir must hold evaluation.json, got {run_dir}")
+    return _read_object(path)
+
+
+def read_games(run_dir: Path) -> list[Results]:
+    """What a run says of each of its games; of one game just that."""
+    evaluation = read_evaluation(run_dir)
+    if "games" not in evaluation:
+        return [read_results(run_dir, evaluation)]
+    games = evaluation["games"]
+    if not isinstance(games, list) or not all(isinstance(game, dict) for game in games):
+        raise ValueError(
+            f"write_report: {run_dir / 'evaluation.json'} must hold games (a list of objects), "
+            f"got {_shortened(games)}"
+        )
+    shared = {key: evaluation.get(key) for key in ("training_seconds", "updates", "commands")}
+    return [
+        read_results(run_dir, {**shared, **game}, f"/{_text(game.get('game'))}") for game in games
+    ]
+
+
+def read_results(
+    run_dir: Path, evaluation: dict[str, Any] | None = None, suffix: str = ""
+) -> Results:
     """Read ``evaluation.json`` and, where present, ``config.json`` and ``metrics.jsonl``.
+
+    Args:
+        run_dir: Of the run.
+        evaluation: Instead of the content of the first.
+        suffix: Of the metrics' keys, where they are one game's of several.
 
     Raises:
         ValueError: A file is damaged, or there is no ``evaluation.json``.
     """
     path = run_dir / "evaluation.json"
-    if not path.is_file():
-        raise ValueError(f"write_report: run_dir must hold evaluation.json, got {run_dir}")
-    evaluation = _read_object(path)
+    evaluation = read_evaluation(run_dir) if evaluation is None else evaluation
     for key, kind in (("game", str), ("teacher", dict), ("students", list)):
         if not isinstance(evaluation.get(key), kind):
             raise ValueError(
@@ -141,7 +175,7 @@ def read_results(run_dir: Path) -> Results:
     for entry in evaluation["students"]:
         groups.setdefault((_text(entry.get("kind")), _text(entry.get("size"))), []).append(entry)
     students = tuple(
-        _player(" ".join(key).strip() or "student", entries, teacher, random_score, records)
+        _player(" ".join(key).strip() or "student", entries, teacher, random_score, records, suffix)
         for key, entries in groups.items()
     )
     seed, episodes = _number(evaluation.get("seed")), _number(evaluation.get("episodes"))
@@ -183,6 +217,7 @@ def _player(
     teacher: Player | None,
     random_score: float | None,
     records: list[dict[str, Any]],
+    suffix: str = "",
 ) -> Player:
     names = tuple(_text(entry.get("name")) for entry in entries)
     raw = [tuple(float(score) for score in entry.get("returns") or ()) for entry in entries]
@@ -220,7 +255,7 @@ def _player(
         curves={
             measure: curve
             for measure in CURVES
-            if (curve := _curve(records, [f"students/{name}/{measure}" for name in names]))
+            if (curve := _curve(records, [f"students/{name}/{measure}{suffix}" for name in names]))
         },
     )
 

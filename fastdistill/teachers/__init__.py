@@ -2,6 +2,7 @@
 """Teachers: a checkpoint, one of the zoo, or any torch module, checked before use."""
 
 from fastdistill.teachers.teacher import (
+    DEFAULT_TEMPERATURES,
     ZOO,
     Teacher,
     checkpoint_path,
@@ -10,4 +11,12 @@ from fastdistill.teachers.teacher import (
     zoo_names,
 )
 
-__all__ = ["ZOO", "Teacher", "checkpoint_path", "load_teacher", "recorded_game", "zoo_names"]
+__all__ = [
+    "DEFAULT_TEMPERATURES",
+    "ZOO",
+    "Teacher",
+    "checkpoint_path",
+    "load_teacher",
+    "recorded_game",
+    "zoo_names",
+]

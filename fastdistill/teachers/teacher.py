@@ -20,8 +20,15 @@ from torch import Tensor, nn
 from fastdistill.envs import EnvSpec, LaneEnv, make_env, usable_device
 from fastdistill.networks.cards import KINDS
 from fastdistill.networks.checkpoint import load_network
+from fastdistill.networks.games import game_card
+from fastdistill.networks.qnetwork import QNetwork, num_parameters
 from fastdistill.teachers.cleanrl import load_cleanrl
+from fastdistill.teachers.ensemble import Ensemble
 from fastdistill.teachers.sb3 import load_sb3
+
+# By what a teacher's values are. Q-values of a game with clipped rewards differ by hundredths from
+# action to action (the paper's 0.01); logits and log-probabilities are a policy already.
+DEFAULT_TEMPERATURES = {"q_values": 0.01, "logits": 1.0, "log_probs": 1.0}
 
 ZOO = Path(__file__).parents[1] / "zoo"
 
@@ -89,12 +96,15 @@ def load_teacher(
     Args:
         source: ``"zoo:NAME"`` for one that ships, the path of a checkpoint (description,
             directory), ``"sb3:FILE"`` or ``"cleanrl:FILE"`` for a model of those libraries (see
-            ``load_sb3``, ``load_cleanrl``), or any module that maps ``[batch, *env.obs_shape]``
-            observations (uint8 for images) to ``[batch, env.num_actions]`` values. A module is
+            ``load_sb3``, ``load_cleanrl``), several of these with ``+`` between them for the mean
+            of their sharpened policies (see ``Ensemble``), or any module that maps
+            ``[batch, *env.obs_shape]`` observations (uint8 for images) to
+            ``[batch, env.num_actions]`` values. A module is
             copied: the caller's own stays as it is, and what it learns later does not reach the
             teacher.
         env: What it will be asked about: lanes, or the name of a game or gymnasium id. By default
             a checkpoint is checked against its own game, and a module later, by whoever uses it.
+            Of a checkpoint of several games it says which one is to be taught.
         kind: What its values are: ``"q_values"``, ``"logits"`` or ``"log_probs"``; by default what
             a checkpoint says, and Q-values for a module.
         device: Where it will run.
@@ -110,14 +120,20 @@ def load_teacher(
         (2, 6)
     """
     card: dict[str, Any] = {}
+    if isinstance(env, str):
+        with closing(make_env(env, 1)) as lanes:
+            return load_teacher(source, lanes, kind=kind, device=device)
+    module: nn.Module
     if isinstance(source, nn.Module):
         module = _copy(source)
+    elif isinstance(source, str) and (names := _members(source)):
+        module, card = _ensemble([load_teacher(name, env) for name in names])
     elif isinstance(source, str) and source.startswith("sb3:"):
         module, card = load_sb3(source.removeprefix("sb3:"))
     elif isinstance(source, str) and source.startswith("cleanrl:"):
         module, card = load_cleanrl(source.removeprefix("cleanrl:"))
     elif isinstance(source, (str, Path)):
-        module, card = load_network(checkpoint_path(source))
+        module, card = _one_game(*load_network(checkpoint_path(source)), env)
     else:
         raise TypeError(
             "load_teacher: source must be a checkpoint path, 'zoo:NAME', 'sb3:FILE', "
@@ -135,13 +151,53 @@ def load_teacher(
         module = module.eval()
     name = None if isinstance(source, nn.Module) else str(source)
     teacher = Teacher(module, card, device, kind, name)
-    target = env if env is not None else recorded_game(card)
-    if isinstance(target, str):
-        with closing(make_env(target, 1)) as lanes:
+    if env is not None:
+        teacher.check(env)
+    elif (game := recorded_game(card)) is not None:
+        with closing(make_env(game, 1)) as lanes:
             teacher.check(lanes)
-    elif target is not None:
-        teacher.check(target)
     return teacher
+
+
+def _members(source: str) -> list[str]:
+    """The teachers of ``A+B``; none where it is one, even with a plus in its name."""
+    names = [name.strip() for name in source.split("+")]
+    if len(names) < 2 or Path(source).exists() or Path(f"{source}.json").exists():
+        return []
+    if not all(names):
+        raise ValueError(
+            f"load_teacher: source must name a teacher on each side of +, got {source!r}"
+        )
+    return names
+
+
+def _ensemble(teachers: list[Teacher]) -> tuple[Ensemble, dict[str, Any]]:
+    games = {recorded_game(teacher.card) for teacher in teachers} - {None}
+    if len(games) > 1:
+        raise ValueError(
+            f"load_teacher: teachers with + between them must be of one game, got "
+            f"{', '.join(sorted(map(str, games)))}"
+        )
+    temperatures = [DEFAULT_TEMPERATURES[teacher.kind] for teacher in teachers]
+    module = Ensemble([teacher.module for teacher in teachers], temperatures)
+    same = ("game", "action_meanings", "environment", "architecture", "obs_shape", "num_actions")
+    first = teachers[0].card
+    card = {key: first[key] for key in same if key in first}
+    return module, {**card, "kind": "log_probs", "parameters": num_parameters(module)}
+
+
+def _one_game(
+    network: QNetwork, card: dict[str, Any], env: LaneEnv | None
+) -> tuple[QNetwork, dict[str, Any]]:
+    """Of a checkpoint of several games the one that is asked for; any other as it is."""
+    if not network.games:
+        return network, card
+    if env is None or env.spec.name not in network.games:
+        raise ValueError(
+            f"load_teacher: game must be one of the checkpoint's, {', '.join(network.games)}, got "
+            f"{None if env is None else env.spec.name!r}"
+        )
+    return network.for_task(env.spec.name), game_card(card, env.spec.name)
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -190,6 +246,8 @@ def zoo_names() -> list[str]:
 
 
 def _check_card(card: dict[str, Any], spec: EnvSpec) -> None:
+    if "architecture" not in card and "obs_shape" not in card:
+        return  # an ensemble of modules that say nothing of themselves
     if "architecture" in card:
         obs_shape = card["architecture"]["obs_shape"]
         num_actions = card["architecture"]["num_actions"][0]

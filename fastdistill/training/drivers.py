@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fastdistill._files import is_int, shown
 from fastdistill.envs import policy_values
 from fastdistill.teachers import Teacher
 from fastdistill.training.collector import Choice
-from fastdistill.training.learners.student import Student
 from fastdistill.training.state import check_state
 
 DRIVERS = ("teacher", "student", "mixture")
@@ -34,14 +34,28 @@ class Drivers:
     """
 
     def __init__(
-        self, teacher: Teacher, students: Sequence[Student], num_lanes: int, *, bfloat16: bool
+        self,
+        teacher: Teacher,
+        students: Sequence[nn.Module],
+        num_lanes: int,
+        *,
+        bfloat16: bool,
+        width: int | None = None,
     ) -> None:
+        """Args:
+        teacher: Of the task.
+        students: Networks of its game.
+        num_lanes: Of its environment.
+        bfloat16: Whether students compute under bfloat16 autocast.
+        width: Of the labels: those of fewer actions end in zeros. The teacher's own by default.
+        """  # noqa: D205
         self.lanes = np.full(num_lanes, TEACHER, np.int64)
         self.students_ready = False
         self._owed = 0.0
         self._teacher = teacher
         self._students = students
         self._bfloat16 = bfloat16
+        self._width = width
 
     def draw(self, share: float, rng: np.random.Generator) -> None:
         """Draw new drivers: students for ``share`` of the lanes, all of them alike.
@@ -83,7 +97,9 @@ class Drivers:
         for index in driving:
             lanes = np.flatnonzero(self.lanes == index)
             part = seen if len(lanes) == len(obs) else seen[torch.from_numpy(lanes)]
-            network = self._students[index].network
+            network = self._students[index]
             logits = policy_values(network, part, device, bfloat16=self._bfloat16)
             greedy[lanes] = logits.argmax(dim=1).cpu().numpy()
+        if self._width is not None and labels.shape[1] < self._width:
+            labels = nn.functional.pad(labels, (0, self._width - labels.shape[1]))
         return Choice(greedy, {"teacher_logits": labels.cpu().numpy()})

@@ -40,6 +40,13 @@ METRICS: dict[str, str] = {
     "students/*/agreement": "share of states it visited in them where its greedy action is the "
     "teacher's",
     "students/*/kl": "mean KL of the sharpened teacher to it on the same states, nats",
+    "students/*/loss/*": "where there are several games: the same on this one's rows",
+    "students/*/score/*": "the same of one of several games; then there is none of all together",
+    "students/*/agreement/*": "the same of one of several games; then the one above is their mean",
+    "students/*/kl/*": "the same of one of several games; then the one above is their mean",
+    "students/*/share": "of several games: mean over them of the next, by which the best is chosen",
+    "students/*/share/*": "percent of the teacher's score above random play, in the scoring "
+    "episodes of one of several games",
     "eval/return_mean": "mean raw return of full evaluation episodes",
     "eval/return_std": "its standard deviation over episodes",
     "eval/episodes": "number of evaluation episodes",
@@ -253,7 +260,8 @@ class Progress:
 def check_keys(values: Mapping[str, float]) -> None:
     """Refuse a key that ``METRICS`` does not declare."""
     for key in values:
-        if re.sub(r"^students/[^/]+/", "students/*/", key) not in METRICS:
+        name = re.sub(r"^students/[^/]+/", "students/*/", key)
+        if re.sub(r"^(students/\*/[^/]+)/.+", r"\1/*", name) not in METRICS:
             raise ValueError(f"metrics: key must be declared in METRICS, got {key!r}")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastdistill.envs import EnvSpec
 from fastdistill.networks import load_network, load_weights, save_network
 from fastdistill.networks.checkpoint import copy_checkpoint
 from fastdistill.training.learners.student import OWN, OwnStudent, Student, make_own
+from fastdistill.training.task import Task
 
 
 def network_card(spec: EnvSpec, kind: str) -> dict[str, Any]:
@@ -29,13 +31,32 @@ def student_path(run_dir: Path, name: str) -> Path:
     return run_dir / "students" / f"{name}.json"
 
 
-def save_student(run_dir: Path, student: Student, spec: EnvSpec, card: dict[str, Any]) -> Path:
+def games_card(kind: str, tasks: Sequence[tuple[EnvSpec, dict[str, Any]]]) -> dict[str, Any]:
+    """What a network of one game says of it, or one of several, in ``games``, of each.
+
+    Args:
+        kind: Of its outputs.
+        tasks: Each game, and what else to say of it.
+    """
+    if len(tasks) == 1:
+        return {**network_card(tasks[0][0], kind), **tasks[0][1]}
+    return {"kind": kind, "games": [{**network_card(spec, kind), **card} for spec, card in tasks]}
+
+
+def save_student(
+    run_dir: Path, student: Student, tasks: Sequence[Task], card: dict[str, Any]
+) -> Path:
     """Write a student as it is now."""
+    kind = "q_values" if student.loss == "mse" else "logits"
+    taught = [
+        (task.spec, {"teacher": task.teacher.describe(), "temperature": task.temperature})
+        for task in tasks
+    ]
     return save_network(
         student_path(run_dir, student.name),
         student.network,
         {
-            **network_card(spec, "q_values" if student.loss == "mse" else "logits"),
+            **games_card(kind, taught),
             "loss": student.loss,
             "size": student.size,
             "seed": student.seed,

@@ -6,12 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from fastdistill import streams
 from fastdistill.envs import LaneEnv
-from fastdistill.evaluation.compare import Player
-from fastdistill.networks import QNetwork
+from fastdistill.evaluation.compare import Player, random_score
+from fastdistill.networks import QNetwork, num_parameters
 from fastdistill.training.counters import Means
+from fastdistill.training.labelled_play import Lesson
 from fastdistill.training.learners.student import OwnStudent, Student
 from fastdistill.training.publishing import load_student, save_student, student_path
 from fastdistill.training.run import Run, TrainingDiverged, say
@@ -22,7 +25,7 @@ from fastdistill.training.task import Task
 
 
 class Students:
-    """Students of one task, all learning from the same batches.
+    """Students of the same tasks, all learning from the same batches.
 
     One whose loss is no finite number any more ends alone, and is named; the others go on.
 
@@ -33,7 +36,7 @@ class Students:
     def __init__(
         self,
         students: Sequence[Student],
-        task: Task,
+        tasks: Sequence[Task],
         run: Run[Any],
         *,
         weighting: str,
@@ -41,7 +44,7 @@ class Students:
         seed: int,
     ) -> None:
         self.all = list(students)
-        self._task = task
+        self._tasks = list(tasks)
         self._run = run
         self._weighting = weighting
         self._score_episodes = score_episodes
@@ -54,31 +57,40 @@ class Students:
         """Those that have not diverged."""
         return [student for student in self.all if student.diverged_updates is None]
 
-    def set_obs_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Standardise the inputs of all students that are ``QNetwork``; others see raw ones."""
+    def set_obs_statistics(self, statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Standardise the inputs of all students that are ``QNetwork``; others see raw ones.
+
+        Args:
+            statistics: Each task's mean and deviation.
+        """
         for student in self.all:
             if isinstance(student.network, QNetwork):
-                student.network.set_obs_statistics(mean, std)
+                for head, (mean, std) in enumerate(statistics):
+                    student.network.set_obs_statistics(mean, std, head)
 
-    def learn(self, obs: Tensor, teacher_logits: Tensor, learning_rate: float) -> None:
+    def learn(self, lesson: Lesson, learning_rate: float) -> None:
         """One update of every student.
 
         Args:
-            obs: ``[batch, *obs_shape]``.
-            teacher_logits: ``[batch, actions]`` float32.
+            lesson: Observations and labels.
             learning_rate: Of this update.
 
         Raises:
             TrainingDiverged: None of them learns any more.
         """
-        temperature = self._task.temperature
-        weight = state_weight(self._weighting, teacher_logits, temperature)
+        obs, labels = lesson
+        temperatures = [task.temperature for task in self._tasks]
+        weights = [
+            state_weight(self._weighting, taught, temperature)
+            for taught, temperature in zip(labels, temperatures, strict=True)
+        ]
         for student in self.learning:
-            learned = student.update(obs, teacher_logits, weight, temperature, learning_rate)
+            learned = student.update(obs, labels, weights, temperatures, learning_rate)
             self._means[student.name].add(learned)
             # On a GPU looking would be waiting; the records look there.
             if learned["loss"].device.type == "cpu":
-                batch = {"obs": obs, "teacher_logits": teacher_logits}
+                names = [f"teacher_logits{place or ''}" for place in range(len(labels))]
+                batch = {"obs": obs, **dict(zip(names, labels, strict=True))}
                 self._end_if_diverged(student, float(learned["loss"]), batch)
         self._run.at.updates += 1
 
@@ -104,56 +116,89 @@ class Students:
         return f"loss {self._means[self.all[0].name].peek('loss'):.3f}"
 
     def metrics(self) -> dict[str, float]:
-        """Every student's mean loss since the last record."""
+        """Every student's mean loss since the last record; of several games also each one's."""
         values = {}
         for student in self.learning:
             means = self._means[student.name].take()
             if "loss" in means:
-                values[f"students/{student.name}/loss"] = means["loss"]
+                start = f"students/{student.name}/loss"
+                values[start] = means["loss"]
+                for place, task in enumerate(self._tasks if len(self._tasks) > 1 else ()):
+                    values[f"{start}/{task.name}"] = means[f"loss/{place}"]
                 self._end_if_diverged(student, means["loss"], {})
         return values
 
-    def score(self, games: Callable[[], LaneEnv]) -> dict[str, float]:
+    def score(self, games: Callable[[], Sequence[LaneEnv]]) -> dict[str, float]:
         """Play with every student, save those that are better than ever before.
 
         Args:
-            games: Makes the environment, made with ``training=False``, that they play in.
+            games: Makes each task's environment, made with ``training=False``, to play in.
         """
+        if self._score_episodes == 0:
+            for student in self.learning:
+                self.save(student)
+            return {}
+        self._find_levels(games)
         values: dict[str, float] = {}
         for student in self.learning:
-            best = self._best[student.name]
-            if self._score_episodes == 0:
-                self.save(student)
-                continue
-            rounds: list[tuple[float, Probe]] = []
+            rounds: list[dict[str, float]] = []
 
             def play(
                 episodes: int,
                 seed: int,
                 student: Student = student,
-                rounds: list[tuple[float, Probe]] = rounds,
+                rounds: list[dict[str, float]] = rounds,
             ) -> float:
-                probe = Probe(student.network, self._task.teacher, self._task.temperature)
-                device = self._task.teacher.device
-                mean = mean_return(probe, games(), device, episodes=episodes, seed=seed)
-                rounds.append((mean, probe))
-                return mean
+                rounds.append(self._play(student, games(), episodes, seed))
+                return rounds[-1]["score" if len(self._tasks) == 1 else "share"]
 
             training = student.network.training
             student.network.eval()
+            best = self._best[student.name]
             won = best.wins(play, episodes=self._score_episodes, seed=self._seed)
             student.network.train(training)
-            mean, probe = rounds[0]
             start = f"students/{student.name}"
-            values |= {
-                f"{start}/score": mean,
-                f"{start}/agreement": probe.agreement,
-                f"{start}/kl": probe.kl,
-            }
+            values |= {f"{start}/{measure}": value for measure, value in rounds[0].items()}
             if won:
                 self.save(student)
         self._run.at.lap("score")
         return values
+
+    def _play(
+        self, student: Student, games: Sequence[LaneEnv], episodes: int, seed: int
+    ) -> dict[str, float]:
+        """What a student is worth in full games; of several also of each game."""
+        measured: list[dict[str, float]] = []
+        for place, (task, env) in enumerate(zip(self._tasks, games, strict=True)):
+            probe = Probe(student.player(place), task.teacher, task.temperature)
+            device = task.teacher.device
+            mean = mean_return(probe, env, device, episodes=episodes, seed=seed)
+            measured.append({"score": mean, "agreement": probe.agreement, "kl": probe.kl})
+            if len(self._tasks) > 1:
+                measured[-1]["share"] = task.share_of_teacher(mean)
+        if len(measured) == 1:
+            return measured[0]
+        values = {
+            name: float(np.mean([one[name] for one in measured]))
+            for name in ("share", "agreement", "kl")
+        }
+        for task, one in zip(self._tasks, measured, strict=True):
+            values |= {f"{name}/{task.name}": value for name, value in one.items()}
+        return values
+
+    def _find_levels(self, games: Callable[[], Sequence[LaneEnv]]) -> None:
+        """Of several games: what random play and the teacher reach, in the second round's games."""
+        unknown = [place for place, task in enumerate(self._tasks) if task.levels is None]
+        if len(self._tasks) == 1 or not unknown:
+            return
+        episodes, seed = 2 * self._score_episodes, 2 * streams.SCORING + self._seed
+        for place in unknown:
+            task, env = self._tasks[place], games()[place]
+            device = task.teacher.device
+            random = random_score(task.teacher, env, episodes=episodes, seed=seed, device=device)
+            level = mean_return(task.teacher, env, device, episodes=episodes, seed=seed)
+            task.levels = (random, level)
+            say(f"{task.name}: the teacher scores {level:.6g}, random play {random:.6g}")
 
     def save_unscored(self) -> None:
         """A student that was never scored is saved as it is: better than nothing."""
@@ -167,24 +212,28 @@ class Students:
         save_student(
             self._run.directory,
             student,
-            self._task.spec,
+            self._tasks,
             {
-                "teacher": self._task.teacher.describe(),
-                "temperature": self._task.temperature,
                 "trained_updates": at.updates,
                 "trained_steps": at.step,
                 "scoring": {"mean": best.score, "episodes": best.episodes},
             },
         )
 
-    def players(self, own: OwnStudent | None) -> Iterator[Player]:
-        """Each student as it was saved, for an evaluation; those that have a file."""
+    def players(self, own: OwnStudent | None, place: int = 0) -> Iterator[Player]:
+        """Each student as it was saved, for an evaluation; those that have a file.
+
+        Args:
+            own: Makes them, if they are modules of the caller's.
+            place: Of the task that they will play.
+        """
+        task = self._tasks[place]
         for student in self.all:
             path = student_path(self._run.directory, student.name)
             if not path.is_file():
                 continue
-            network = load_student(path, student.size, self._task.spec, own)
-            network = network.to(self._task.teacher.device)
+            network = load_student(path, student.size, task.spec, own)
+            network = network.to(task.teacher.device)
             facts: dict[str, Any] = {
                 "kind": student.loss,
                 "size": student.size,
@@ -192,6 +241,9 @@ class Students:
             }
             if student.diverged_updates is not None:
                 facts["diverged_updates"] = student.diverged_updates
+            if isinstance(network, QNetwork) and len(self._tasks) > 1:
+                facts["parameters_of_all_games"] = num_parameters(network)
+                network = network.for_task(place)
             yield Player(student.name, network, network, facts)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,10 +9,6 @@ from torch import Tensor
 
 WEIGHTINGS = ("none", "gap", "entropy")
 
-# By what the teacher's values are. Q-values of a game with clipped rewards differ by hundredths
-# from action to action (the paper's 0.01); logits and log-probabilities are a policy already.
-DEFAULT_TEMPERATURES = {"q_values": 0.01, "logits": 1.0, "log_probs": 1.0}
-
 
 def state_weight(weighting: str, teacher_logits: Tensor, temperature: float) -> Tensor | None:
     """How much each state of a batch counts, with a mean of 1.

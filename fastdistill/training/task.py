@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastdistill.envs import EnvSpec
@@ -17,13 +18,47 @@ class Task:
         spec: Its environment.
         teacher: Labels what is seen in it.
         temperature: Sharpens the teacher; 0 until an automatic one is fitted.
+        weight: Its share of a batch, relative to the other tasks'.
+        levels: Mean returns of random play and of the teacher, once they are known; only asked for
+            where there are several games, whose scores have to be put together.
     """
 
     spec: EnvSpec
     teacher: Teacher
     temperature: float
+    weight: float = 1.0
+    levels: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
         """Unique among the tasks of a run."""
         return self.spec.name
+
+    def share_of_teacher(self, score: float) -> float:
+        """Percent of the teacher's score above random play.
+
+        Where the teacher is no better than that, the points above random play instead: there is
+        nothing to be a share of.
+        """
+        assert self.levels is not None
+        random, teacher = self.levels
+        return 100 * (score - random) / (teacher - random) if teacher > random else score - random
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Refuse, in words, tasks that no one network can learn together.
+
+    Raises:
+        ValueError: Two of one name, or of different observation shapes.
+    """
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"distill: game must not repeat, got {', '.join(names)}")
+    first = tasks[0].spec
+    for task in tasks[1:]:
+        spec = task.spec
+        if (spec.obs_shape, spec.stack) != (first.obs_shape, first.stack):
+            raise ValueError(
+                "distill: games must have observations of one shape, got "
+                f"{list(first.obs_shape)} of {first.name} and {list(spec.obs_shape)} of {spec.name}"
+            )

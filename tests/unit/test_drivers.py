@@ -27,7 +27,7 @@ class Always(torch.nn.Module):
 
 def drivers_of(num_students: int, num_lanes: int) -> Drivers:
     teacher = SimpleNamespace(values=Always(4), device=torch.device("cpu"))
-    students = [SimpleNamespace(network=Always(action)) for action in range(num_students)]
+    students = [Always(action) for action in range(num_students)]
     return Drivers(teacher, students, num_lanes, bfloat16=False)
 
 

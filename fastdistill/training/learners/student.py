@@ -61,39 +61,83 @@ class Student:
         self._bfloat16 = bfloat16
         self._grad: Tensor | None = None
 
+    def player(self, task: int) -> nn.Module:
+        """Its network of one task's game, which follows what it learns."""
+        return self.network.for_task(task) if isinstance(self.network, QNetwork) else self.network
+
     def update(
         self,
         obs: Tensor,
-        teacher_logits: Tensor,
-        weight: Tensor | None,
-        temperature: float,
+        labels: Sequence[Tensor],
+        weights: Sequence[Tensor | None],
+        temperatures: Sequence[float],
         learning_rate: float,
     ) -> dict[str, Tensor]:
-        """One gradient step.
+        """One gradient step: each task's loss on its own rows, one divisor for all.
 
         Args:
-            obs: ``[batch, *obs_shape]``.
-            teacher_logits: ``[batch, actions]`` float32.
-            weight: ``[batch]``, or None.
-            temperature: Of the sharpened teacher.
+            obs: ``[batch, *obs_shape]``, ordered by task.
+            labels: Of each task ``[rows, actions]`` float32, the teacher's values.
+            weights: Of each task ``[rows]``, or None.
+            temperatures: Of each task's sharpened teacher.
             learning_rate: Of this step.
 
         Returns:
-            ``loss``, a scalar.
+            ``loss``, a scalar; of several tasks the mean over all rows, and ``loss/PLACE``, each
+            one's own, 0 where it has no rows.
         """
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self._bfloat16):
-            logits = self.network(obs)
-        options: dict[str, Any] = {"temperature": temperature} if self.loss in SHARPENED else {}
-        if self._grad is None or self._grad.shape != logits.shape:
-            self._grad = torch.empty_like(logits)
-        loss, grad = distill_loss_and_grad(
-            self.loss, logits, teacher_logits, weight=weight, out_grad=self._grad, **options
-        )
+            if len(labels) == 1:
+                outputs = [self.network(obs)]
+            else:
+                assert isinstance(self.network, QNetwork)
+                outputs = self.network.forward_games(obs, [len(rows) for rows in labels])
+        if len(labels) > 1:
+            losses, grads = self._losses(outputs, labels, weights, temperatures)
+        else:
+            if self._grad is None or self._grad.shape != outputs[0].shape:
+                self._grad = torch.empty_like(outputs[0])
+            loss, grad = distill_loss_and_grad(
+                self.loss, outputs[0], labels[0], weight=weights[0], out_grad=self._grad,
+                **self._options(temperatures[0]),
+            )  # fmt: skip
+            losses, grads = [loss], [grad]
         self.optimizer.zero_grad(set_to_none=True)
-        logits.backward(grad)
+        learning = [place for place, rows in enumerate(labels) if len(rows)]
+        torch.autograd.backward([outputs[i] for i in learning], [grads[i] for i in learning])
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
-        return {"loss": loss}
+        if len(labels) == 1:
+            return {"loss": losses[0]}
+        parts = [loss * (len(rows) / len(obs)) for loss, rows in zip(losses, labels, strict=True)]
+        each = {f"loss/{place}": loss for place, loss in enumerate(losses)}
+        return {"loss": torch.stack(parts).sum(), **each}
+
+    def _losses(
+        self,
+        outputs: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        weights: Sequence[Tensor | None],
+        temperatures: Sequence[float],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Each task's mean loss over its rows; gradients of the mean over the rows of all."""
+        total = sum(len(rows) for rows in labels)
+        losses, grads = [], []
+        for values, taught, weight, temperature in zip(
+            outputs, labels, weights, temperatures, strict=True
+        ):
+            loss, grad = values.new_zeros(()), values.detach()
+            if len(values):
+                loss, grad = distill_loss_and_grad(
+                    self.loss, values, taught, weight=weight, **self._options(temperature)
+                )
+                grad.mul_(len(values) / total)
+            losses.append(loss)
+            grads.append(grad)
+        return losses, grads
+
+    def _options(self, temperature: float) -> dict[str, Any]:
+        return {"temperature": temperature} if self.loss in SHARPENED else {}
 
     def state(self) -> dict[str, Tensor]:
         """Everything that learns."""
@@ -105,7 +149,7 @@ class Student:
 
 
 def make_students(
-    spec: EnvSpec,
+    specs: Sequence[EnvSpec],
     *,
     losses: Sequence[str],
     sizes: Sequence[str],
@@ -119,7 +163,7 @@ def make_students(
     """All combinations; two students of one size and seed begin with the same weights.
 
     Args:
-        spec: What they will see and do.
+        specs: What they will see and do, game by game.
         losses: Of ``LOSSES``.
         sizes: Of ``fastdistill.networks.SIZES``, or ``OWN``.
         seeds: Of their first weights.
@@ -131,7 +175,7 @@ def make_students(
     """
     return [
         Student(
-            _network(size, seed, spec, own).to(device),
+            _network(size, seed, specs, own).to(device),
             loss=loss,
             size=size,
             seed=seed,
@@ -145,13 +189,21 @@ def make_students(
     ]
 
 
-def _network(size: str, seed: int, spec: EnvSpec, own: OwnStudent | None) -> nn.Module:
+def _network(size: str, seed: int, specs: Sequence[EnvSpec], own: OwnStudent | None) -> nn.Module:
     if size == OWN:
+        if len(specs) > 1:
+            raise ValueError(
+                f"distill: student must be a size where there are several games, got {OWN!r}: a "
+                "module has one output, not one for each game"
+            )
         with torch.random.fork_rng(devices=[]):  # what makes it may draw from the global generator
             torch.manual_seed(seed)
-            return make_own(spec, own)
-    architecture = paper_architecture(size, spec.num_actions, obs_shape=spec.obs_shape)
-    return QNetwork.seeded(architecture, seed)
+            return make_own(specs[0], own)
+    actions = [spec.num_actions for spec in specs]
+    network = QNetwork.seeded(paper_architecture(size, actions, obs_shape=specs[0].obs_shape), seed)
+    if len(specs) > 1:
+        network.games = tuple(spec.name for spec in specs)
+    return network
 
 
 def make_own(spec: EnvSpec, own: OwnStudent | None) -> nn.Module:
