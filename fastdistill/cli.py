@@ -19,7 +19,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -353,9 +353,12 @@ def _later(command: Command) -> Command:
 
 
 def _unframed(said: str) -> str:
-    """What is wrong with the arguments, out of the frame that tyro draws around it."""
-    lines = (line.strip("│| ") for line in said.splitlines() if line[:1] not in "╭╰+")
-    text = " ".join(takewhile(lambda line: not re.fullmatch("[─-]*", line), lines))
+    """What is wrong with the arguments, out of the frame that tyro draws around it.
+
+    A title, perhaps a rule, what is wrong, a rule, advice; where lines cannot be drawn, blanks.
+    """
+    lines = [re.sub("^[─-]+$", "", line.strip("│ ")) for line in said.splitlines()[1:]]
+    text = " ".join(takewhile(bool, dropwhile(lambda line: not line, lines)))
     return re.sub(r"^Error parsing \S*dummy\S*: ", "", text)  # a whole configuration has no name
 
 
