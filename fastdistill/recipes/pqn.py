@@ -146,7 +146,7 @@ def train(config: PqnConfig, *, resume: bool = False, stop: Stop | None = None) 
             )
             if run.finished or run.stopping or run.due("checkpoint"):
                 stopped = not run.finished and run.stopping
-                save_best(config, run, parts.best, parts.learner.network, env, stopped=stopped)
+                save_best(config, run, parts.best, parts.learner.network, [env], stopped=stopped)
                 parts.checkpoint()
         return finish(config, run, device)
 

@@ -18,8 +18,11 @@ from fastdistill.envs import make_env
 from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import write_checkpoint
 from fastdistill.recipes import distill as recipe
+from fastdistill.recipes import dqn
+from fastdistill.replay import ReplayBatch
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_play import LabelledPlay
+from fastdistill.training.learners.dqn import DqnLearner
 from fastdistill.training.learners.student import Student
 from fastdistill.training.shares import Shares
 from fastdistill.training.task import Task
@@ -488,3 +491,92 @@ def test_an_ensemble_is_the_mean_of_sharpened_policies(tmp_path):
     plus = tmp_path / "c++"
     save_network(plus / "t", networks[0], {"game": "CartPole-v1"})
     assert fd.load_teacher(str(plus / "t")).kind == "q_values", "a plus in a name is no ensemble"
+
+
+JOINT = {
+    "game": "CartPole-v1,FdWalk-v0",
+    "total_steps": 1_600,
+    "learning_starts_steps": 200,
+    "num_lanes": 2,
+    "batch_size": 15,
+    "replay_capacity": 1_000,
+    "epsilon_steps": 800,
+    "target_update_updates": 20,
+    "checkpoint_every_steps": 400,
+    "log_every_steps": 400,
+    "score_episodes": 2,
+    "evaluation_episodes": 3,
+    "size": "4%",
+    "tensorboard": False,
+    "bfloat16": False,
+    "device": "cpu",
+}
+
+
+def test_one_dqn_learns_two_games_interrupted_or_not(tmp_path):
+    class Later:
+        calls = 150
+
+        @property
+        def requested(self):
+            self.calls -= 1
+            return self.calls < 0
+
+    config = dqn.DqnConfig(run_dir=tmp_path / "whole", **JOINT)
+    result = dqn.train(config)
+    assert [record["game"] for record in result.evaluation["games"]] == list(config.games)
+    network, card = fd.load_network(tmp_path / "whole" / "teacher")
+    assert network.games == config.games
+    assert all(len(entry["scores"][0]["returns"]) == 3 for entry in card["games"])
+    teacher = fd.load_teacher(tmp_path / "whole" / "teacher", "FdWalk-v0")
+    assert teacher.values(torch.randn(2, 4)).shape == (2, 3)
+    cut = dqn.DqnConfig(run_dir=tmp_path / "cut", **JOINT)
+    assert dqn.train(cut, stop=Later()).stopped
+    assert not dqn.train(cut, resume=True).stopped
+    again, _ = fd.load_network(tmp_path / "cut" / "teacher")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_joint_dqn_that_cannot_be_is_refused_in_words(tmp_path):
+    for changes, message in (
+        ({"game": "CartPole-v1,CartPole-v1"}, "teacher_dqn: game must not repeat, got CartPole-v1"),
+        ({"game": "CartPole-v1,FdWide-v0"}, r"teacher_dqn: games must have observations of one sh"),
+        ({"stop_at_return": 3.0}, "DqnConfig: stop_at_return must be left out where there are sev"),
+        ({"learning_starts_steps": 15}, r"\* \(n_step \+ 1\) \* 2 games = 16, got 15"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dqn.train(dqn.DqnConfig(run_dir=tmp_path / "run", **{**JOINT, **changes}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_td_update_of_two_games_is_that_of_a_plain_loop():
+    torch.manual_seed(2)
+    network = small_network(2, 5).double()
+    learner = DqnLearner(
+        network, learning_rate=1e-2, adam_epsilon=1e-4, max_gradient_norm=1e9, bfloat16=False
+    )
+    plain, counts = copy.deepcopy(network), [4, 7]
+    action = torch.cat([torch.randint(2, (4,)), torch.randint(5, (7,))])
+    batch = ReplayBatch(
+        obs=torch.randn(11, 4).double(), action=action, reward=torch.randn(11).double(),
+        discount=torch.rand(11).double(), next_obs=torch.randn(11, 4).double(),
+        weight=torch.rand(11).double(), id=torch.arange(11), columns={},
+        task=torch.tensor([0] * 4 + [1] * 7),
+    )  # fmt: skip
+    learned = learner.update(batch)
+    total, errors = 0.0, []
+    for row in range(11):
+        head = 0 if row < counts[0] else 1
+        with torch.no_grad():
+            ahead = plain(batch.next_obs[row : row + 1], head)[0].max()
+            target = batch.reward[row] + batch.discount[row] * ahead
+        td = plain(batch.obs[row : row + 1], head)[0, action[row]] - target
+        huber = td.square() / 2 if td.abs() <= 1 else td.abs() - 0.5
+        total = total + batch.weight[row] * huber / 11
+        errors.append(td.abs().detach())
+    total.backward()
+    torch.testing.assert_close(learned["td_loss"], total.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(learned["td_abs"], torch.stack(errors), rtol=1e-6, atol=1e-6)
+    for own, theirs in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, theirs.grad, rtol=1e-9, atol=1e-12)
