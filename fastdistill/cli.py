@@ -273,10 +273,11 @@ def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
         print(f"stopped at step {result.step:,} with a checkpoint; continue with --resume")
         return STOPPED_STATUS
     line = f"{run_dir}/teacher.json after {result.step:,} steps"
-    if result.evaluation:
-        mean = result.evaluation["teacher"]["summary"]["mean"]
+    for record in result.evaluation.get("games", [result.evaluation] if result.evaluation else []):
+        mean = record["teacher"]["summary"]["mean"]
+        line += f"; {record['game']}" if "games" in result.evaluation else ""
         line += f": mean {mean['value']:.2f}, 95% [{mean['low']:.2f}, {mean['high']:.2f}]"
-        line += f" over {result.evaluation['episodes']} episodes"
+        line += f" over {record['episodes']} episodes"
     print(line)
     return 0
 

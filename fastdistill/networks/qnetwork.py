@@ -11,7 +11,7 @@ the convolutions are those of ``fastdistill.networks.convolutions``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -146,33 +146,20 @@ class QNetwork(nn.Module):
 
     def features(self, obs: Tensor, head: int = 0) -> Tensor:
         """What a head reads: ``[batch, obs...]`` uint8 or float to ``[batch, hidden]``."""
-        counts = [0] * len(self.heads)
-        counts[head] = len(obs)
-        return self._features(obs, counts)
+        return self._features([(head, obs)])
 
-    def _features(self, obs: Tensor, counts: Sequence[int]) -> Tensor:
-        """``features`` of a batch that is ordered by head, in one pass through the trunk."""
-        dtype = self._frames_dtype(obs)
+    def _features(self, parts: Sequence[tuple[int, Tensor]]) -> Tensor:
+        """``features`` of some heads' rows, one after another, in one pass through the trunk."""
+        dtype = self._frames_dtype(parts[0][1])
         if dtype is not None:
-            return self._features_of_frames(obs, counts, dtype)
-        parts = []
-        for head, rows in self._slices(obs, counts):
+            return self._features_of_frames(parts, dtype)
+        standard = []
+        for head, obs in parts:
             mean, scale = self._statistics(head)
-            part = (rows - mean).mul_(scale)
-            parts.append(part.clamp_(-_CLIP, _CLIP) if self._clips else part)
-        features: Tensor = self.trunk(_joined(parts))
+            x = (obs - mean).mul_(scale)
+            standard.append(x.clamp_(-_CLIP, _CLIP) if self._clips else x)
+        features: Tensor = self.trunk(_joined(standard))
         return features
-
-    def _slices(self, obs: Tensor, counts: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Each head that has rows, and its rows; of an empty batch the first."""
-        if len(self.heads) == 1:
-            yield 0, obs
-            return
-        start = 0
-        for head, count in enumerate(counts):
-            if count or (not len(obs) and head == 0):
-                yield head, obs[start : start + count]
-            start += count
 
     def _frames_dtype(self, obs: Tensor) -> torch.dtype | None:
         """What ``frames`` would compute the convolutions in; None where torch has to."""
@@ -189,7 +176,9 @@ class QNetwork(nn.Module):
         dtype = torch.get_autocast_dtype("cpu") if is_autocast else torch.float32
         return dtype if frames.is_available(dtype) else None
 
-    def _features_of_frames(self, obs: Tensor, counts: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def _features_of_frames(
+        self, parts: Sequence[tuple[int, Tensor]], dtype: torch.dtype
+    ) -> Tensor:
         def convolve(x: Tensor, layer: nn.Conv2d, head: int | None = None) -> Tensor:
             assert layer.bias is not None
             return frames.convolve(
@@ -202,15 +191,14 @@ class QNetwork(nn.Module):
                 dtype=dtype,
             )
 
-        x = obs.contiguous()
+        x = parts[0][1]
         for index, layer in enumerate(self.trunk):
             if isinstance(layer, nn.Conv2d):
-                if index > 0:
-                    x = convolve(x, layer)
-                    continue
-                # The first convolution standardises its frames, and each game has statistics of
-                # its own; from there on all games go together.
-                x = _joined([convolve(rows, layer, head) for head, rows in self._slices(x, counts)])
+                # The first one standardises its frames, and each game has statistics of its own;
+                # from there on all games go together.
+                first = [(h, obs.contiguous()) for h, obs in parts] if index == 0 else []
+                joined = [convolve(obs, layer, head) for head, obs in first]
+                x = _joined(joined or [convolve(x, layer)])
             elif isinstance(layer, nn.GroupNorm):
                 x = layer(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1).contiguous()
             elif isinstance(layer, nn.Flatten):
@@ -230,7 +218,7 @@ class QNetwork(nn.Module):
         """
         features = self.features(obs, head)
         with torch.autocast(features.device.type, enabled=False):
-            outputs: Tensor = self.heads[head](features.float())
+            outputs: Tensor = self.heads[head](_precise(features))
         return outputs
 
     def forward_games(self, obs: Tensor, counts: Sequence[int]) -> list[Tensor]:
@@ -244,14 +232,15 @@ class QNetwork(nn.Module):
         Returns:
             ``[counts[head], num_actions[head]]`` float32 of each head, also under autocast.
         """
-        if len(counts) != len(self.heads) or min(counts) < 0 or sum(counts) != len(obs):
+        if len(counts) != len(self.heads) or min(counts) < 0 or not 0 < sum(counts) == len(obs):
             raise ValueError(
                 f"QNetwork.forward_games: counts must be {len(self.heads)} numbers of rows that "
                 f"add up to {len(obs)}, got {list(counts)}"
             )
-        features = self._features(obs, counts)
+        rows = zip(range(len(counts)), torch.split(obs, list(counts)), strict=True)
+        features = self._features([(head, part) for head, part in rows if len(part)])
         with torch.autocast(features.device.type, enabled=False):
-            parts = torch.split(features.float(), list(counts))
+            parts = torch.split(_precise(features), list(counts))
             return [head(part) for head, part in zip(self.heads, parts, strict=True)]
 
     def for_task(self, game: str | int) -> QNetwork:
@@ -313,6 +302,11 @@ class _Head(nn.Module):
             return outputs
         value: Tensor = self.value(hidden)
         return value + outputs - outputs.mean(dim=1, keepdim=True)
+
+
+def _precise(features: Tensor) -> Tensor:
+    """For the heads: float32, or float64 where the whole network is."""
+    return features if features.dtype == torch.float64 else features.float()
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fastdistill.envs import PRESETS, EnvFault, EnvSpec, LaneEnv
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
 from fastdistill.networks import SIZES, size_name
-from fastdistill.recipes.options import at_least, one_of, positive, share, shares
+from fastdistill.recipes.options import at_least, names, one_of, positive, share, shares
 from fastdistill.recipes.tasks import open_tasks, play_env
 from fastdistill.report import try_report
 from fastdistill.teachers import Teacher
@@ -121,7 +121,7 @@ class DistillConfig:
     @property
     def losses(self) -> tuple[str, ...]:
         """``loss``, taken apart."""
-        return tuple(name.strip() for name in self.loss.split(","))
+        return names(self.loss)
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -131,12 +131,12 @@ class DistillConfig:
     @property
     def teachers(self) -> tuple[str, ...]:
         """``teacher``, taken apart."""
-        return tuple(name.strip() for name in self.teacher.split(","))
+        return names(self.teacher)
 
     @property
     def games(self) -> tuple[str, ...]:
         """``game``, taken apart; empty where the teachers know it."""
-        return tuple(name.strip() for name in self.game.split(",")) if self.game else ()
+        return names(self.game)
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -3,7 +3,8 @@
 
 Several lanes play epsilon-greedily into the replay; for every row played a fixed number of rows
 is learned from. Synchronous and deterministic: one seed, one set of weights, bitwise on a CPU,
-interrupted or not.
+interrupted or not. Of several games it is the paper's Multi-DQN: one trunk, a head for each game,
+batches that hold as much of each.
 
 Sources: Mnih et al. 2015 (DQN), van Hasselt et al. 2016 (double), Schaul et al. 2016
 (prioritized replay), Hessel et al. 2018 (n-step among the rest).
@@ -11,7 +12,7 @@ Sources: Mnih et al. 2015 (DQN), van Hasselt et al. 2016 (double), Schaul et al.
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 from fastdistill import streams
 from fastdistill.envs import EnvFault, EnvSpec, LaneEnv, make_env
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
-from fastdistill.recipes.options import at_least, positive, share
+from fastdistill.recipes.options import at_least, names, positive, share
 from fastdistill.recipes.teaching import TeacherResult, finish, save_best
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
 from fastdistill.training.collector import Collector, into_replay, network_driver
@@ -39,7 +40,9 @@ from fastdistill.training.process import (
 )
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.selection import Best
+from fastdistill.training.shares import Shares, lane_groups, sample_tasks
 from fastdistill.training.state import select, under
+from fastdistill.training.task import check_games
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ class DqnConfig:
     run_dir: Path = Path("runs/teacher_dqn")
     """Where everything is written."""
     game: str = "pong"
-    """Atari game, or gymnasium id such as CartPole-v1."""
+    """Atari game, or gymnasium id such as CartPole-v1; several with commas between are learned by
+    one network with a head for each."""
     preset: str = "classic"
     """classic (no sticky actions) or machado (sticky actions)."""
     size: str = "100%"
-    """Network, by its share of the paper's parameters: 100%, 25%, 7% or 4%."""
+    """Network, by its share of the paper's parameters: 100%, 25%, 7% or 4%; or its networks for
+    several games, multi and multi-wide."""
     dueling: bool = False
     """Separate value and advantage in the head."""
     total_steps: int = 1_000_000
@@ -61,7 +66,7 @@ class DqnConfig:
     stop_at_return: float | None = None
     """End early once the mean of the last 50 training episodes reaches this."""
     num_lanes: int = 8
-    """Games played at once."""
+    """Lanes of each game, played at once."""
     learning_starts_steps: int = 10_000
     """Random steps before the first update."""
     samples_per_step: float = 4.0
@@ -127,11 +132,23 @@ class DqnConfig:
             "importance_exponent",
         )  # fmt: skip
         positive(self, "samples_per_step", "learning_rate", "adam_epsilon", "max_gradient_norm")
-        if self.learning_starts_steps < self.num_lanes * (self.n_step + 1):
+        several = f" * {len(self.games)} games" if len(self.games) > 1 else ""
+        least = self.num_lanes * (self.n_step + 1) * len(self.games)
+        if self.learning_starts_steps < least:
             raise ValueError(
-                "DqnConfig: learning_starts_steps must be at least num_lanes * (n_step + 1) = "
-                f"{self.num_lanes * (self.n_step + 1)}, got {self.learning_starts_steps}"
+                f"DqnConfig: learning_starts_steps must be at least num_lanes * (n_step + 1)"
+                f"{several} = {least}, got {self.learning_starts_steps}"
             )
+        if several and self.stop_at_return is not None:
+            raise ValueError(
+                "DqnConfig: stop_at_return must be left out where there are several games, whose "
+                f"returns have no common scale, got {self.stop_at_return}"
+            )
+
+    @property
+    def games(self) -> tuple[str, ...]:
+        """``game``, taken apart."""
+        return names(self.game)
 
 
 def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) -> TeacherResult:
@@ -146,40 +163,48 @@ def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) 
     config = run.config
     keep_freed_memory()
     device = pick_device(config.device)
-    with closing(make_env(config.game, config.num_lanes, preset=config.preset)) as env:
-        parts = _Parts(config, run, env, device)  # before the run has a directory
-        with deterministic_kernels(config.deterministic), run:
-            parts.begin()
-            while not (run.finished or run.stopping):
-                try:
-                    parts.step()
-                except EnvFault:
-                    parts.checkpoint()  # of before that step
-                    raise
-                if run.due("log"):
-                    parts.log()
-                run.finished = run.at.step >= config.total_steps or run.at.reached(
-                    config.stop_at_return
-                )
-                due = run.due("checkpoint")
-                if run.finished or run.stopping or due:
-                    # Where it would have been judged anyway it is judged, stopped or not.
-                    stopped = not (run.finished or due)
-                    save_best(config, run, parts.best, parts.learner.network, env, stopped=stopped)
-                    parts.checkpoint()
-            return finish(config, run, device)
+    with ExitStack() as opened:
+        envs = [
+            opened.enter_context(closing(make_env(game, config.num_lanes, preset=config.preset)))
+            for game in config.games
+        ]
+        check_games("teacher_dqn", [env.spec for env in envs])
+        parts = _Parts(config, run, envs, device)  # before the run has a directory
+        opened.enter_context(deterministic_kernels(config.deterministic))
+        opened.enter_context(run)
+        parts.begin()
+        while not (run.finished or run.stopping):
+            try:
+                parts.step()
+            except EnvFault:
+                parts.checkpoint()  # of before that step
+                raise
+            if run.due("log"):
+                parts.log()
+            run.finished = run.at.step >= config.total_steps or run.at.reached(
+                config.stop_at_return
+            )
+            due = run.due("checkpoint")
+            if run.finished or run.stopping or due:
+                # Where it would have been judged anyway it is judged, stopped or not.
+                stopped = not (run.finished or due)
+                save_best(config, run, parts.best, parts.learner.network, envs, stopped=stopped)
+                parts.checkpoint()
+        return finish(config, run, device)
 
 
 class _Parts:
     """The parts of a run: who plays, what is remembered, who learns."""
 
     def __init__(
-        self, config: DqnConfig, run: Run[DqnConfig], env: LaneEnv, device: torch.device
+        self, config: DqnConfig, run: Run[DqnConfig], envs: list[LaneEnv], device: torch.device
     ) -> None:
         self.config = config
         self.run = run
-        self.env = env
-        network = QNetwork.seeded(_architecture(config, env.spec), config.seed).to(device)
+        self.envs = envs
+        specs = [env.spec for env in envs]
+        network = QNetwork.seeded(_architecture(config, specs), config.seed).to(device)
+        network.games = tuple(spec.name for spec in specs) if len(specs) > 1 else ()
         self.learner = DqnLearner(
             network,
             learning_rate=config.learning_rate,
@@ -189,22 +214,29 @@ class _Parts:
         )
         self.replay = PrioritizedReplay(
             config.replay_capacity,
-            config.num_lanes,
-            frame_shape=env.spec.frame_shape,
-            frame_dtype=env.obs.dtype.name,
-            stack=env.spec.stack,
+            config.num_lanes * len(envs),
+            frame_shape=specs[0].frame_shape,
+            frame_dtype=envs[0].obs.dtype.name,
+            stack=specs[0].stack,
             n_step=config.n_step,
             discount=config.discount,
             priority_exponent=config.priority_exponent,
             seed=streams.native_seed(config.seed, streams.LEARNING),
+            lanes_per_task=[config.num_lanes] * len(envs),
         )
-        self.collector = Collector(
-            env,
-            network_driver(network, device, bfloat16=config.bfloat16),
-            into_replay(self.replay, clip_rewards=config.clip_rewards),
-            run.at,
-            seed=config.seed,
-        )
+        groups = lane_groups(config.num_lanes, len(envs))
+        self.collectors = [
+            Collector(
+                env,
+                network_driver(network.for_task(place), device, bfloat16=config.bfloat16),
+                into_replay(self.replay, clip_rewards=config.clip_rewards, lanes=lanes),
+                run.at,
+                seed=config.seed,
+                task=place,
+            )
+            for place, (env, lanes) in enumerate(zip(envs, groups, strict=True))
+        ]
+        self.shares = Shares([1.0] * len(envs))
         self.best = Best()
         self.means = Means()
 
@@ -223,15 +255,19 @@ class _Parts:
         """Continue from a checkpoint, or take the input statistics and reset the lanes."""
         if self.run.restore(self._take, self.replay.load):
             return
-        statistics = streams.words(self.config.seed, streams.STATISTICS)
-        mean, std = random_play_statistics(self.env, seed=statistics)
-        self.learner.network.set_obs_statistics(mean, std)
+        seed = self.config.seed
+        for place, env in enumerate(self.envs):
+            statistics = streams.words(seed, streams.STATISTICS, place)
+            mean, std = random_play_statistics(env, seed=statistics)
+            self.learner.network.set_obs_statistics(mean, std, place)
+            env.reset(streams.words(seed, streams.TRAINING, place))
         self.learner.copy_target()
-        self.env.reset(streams.words(self.config.seed, streams.TRAINING))
 
     def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         self.learner.load(select(tensors, "learner"))
-        self.collector.restore(select(tensors, "env"), card["collector"])
+        for place, collector in enumerate(self.collectors):
+            collector.restore(select(tensors, f"env{place}"), card["collectors"][place])
+        self.shares.restore(card["shares"])
         self.best.restore(card["best"])
         self.means.restore(card["means"])
 
@@ -240,8 +276,9 @@ class _Parts:
         config, at = self.config, self.run.at
         epsilon = self.epsilon
         random_play = at.step < config.learning_starts_steps
-        self.collector.step(None if random_play else epsilon)
-        at.step += config.num_lanes
+        for collector in self.collectors:
+            collector.step(None if random_play else epsilon)
+        at.step += config.num_lanes * len(self.collectors)
         rows_due = (at.step - config.learning_starts_steps) * config.samples_per_step
         while (at.updates + 1) * config.batch_size <= rows_due:
             self.learn()
@@ -250,7 +287,8 @@ class _Parts:
     def learn(self) -> None:
         """One update from one batch, whose priorities follow."""
         config, at = self.config, self.run.at
-        batch = self.replay.sample(config.batch_size, self.importance_exponent)
+        counts = self.shares.take(config.batch_size)
+        batch = sample_tasks(self.replay, counts, self.importance_exponent)
         at.lap("replay")
         learned = self.learner.update(batch)
         td_abs = learned.pop("td_abs")
@@ -281,10 +319,19 @@ class _Parts:
 
     def checkpoint(self) -> None:
         """Write everything to continue from."""
-        lanes, collector = self.collector.state()
+        tensors, cards = under("learner", self.learner.state()), []
+        for place, collector in enumerate(self.collectors):
+            lanes, card = collector.state()
+            tensors |= under(f"env{place}", lanes)
+            cards.append(card)
         self.run.checkpoint(
-            {**under("learner", self.learner.state()), **under("env", lanes)},
-            {"collector": collector, "best": self.best.state(), "means": self.means.state()},
+            tensors,
+            {
+                "collectors": cards,
+                "shares": self.shares.state(),
+                "best": self.best.state(),
+                "means": self.means.state(),
+            },
             self.replay.save,
         )
 
@@ -293,7 +340,10 @@ def _tensors(batch: ReplayBatch) -> dict[str, Tensor]:
     return {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
 
 
-def _architecture(config: DqnConfig, spec: EnvSpec) -> Architecture:
+def _architecture(config: DqnConfig, specs: list[EnvSpec]) -> Architecture:
     return paper_architecture(
-        config.size, spec.num_actions, obs_shape=spec.obs_shape, dueling=config.dueling
+        config.size,
+        [spec.num_actions for spec in specs],
+        obs_shape=specs[0].obs_shape,
+        dueling=config.dueling,
     )

@@ -30,6 +30,11 @@ def share(config: object, *names: str) -> None:
             _refuse(config, name, "be in [0, 1]", getattr(config, name))
 
 
+def names(text: str | None) -> tuple[str, ...]:
+    """Names with commas between; none where there is nothing."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
 def shares(config: object, name: str) -> tuple[float, ...]:
     """A field of numbers with commas between, 0 or more and not all 0; empty for "balanced"."""
     text = getattr(config, name)

@@ -149,7 +149,9 @@ def train(config: PqnConfig, *, resume: bool = False, stop: Stop | None = None) 
                 if run.finished or run.stopping or due:
                     # Where it would have been judged anyway it is judged, stopped or not.
                     stopped = not (run.finished or due)
-                    save_best(config, run, parts.best, parts.learner.network, env, stopped=stopped)
+                    save_best(
+                        config, run, parts.best, parts.learner.network, [env], stopped=stopped
+                    )
                     parts.checkpoint()
             return finish(config, run, device)
 

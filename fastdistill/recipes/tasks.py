@@ -13,7 +13,7 @@ import torch
 from fastdistill.envs import LaneEnv, make_env
 from fastdistill.teachers import DEFAULT_TEMPERATURES, Teacher, load_teacher, recorded_game
 from fastdistill.training.run import say
-from fastdistill.training.task import Task, check_tasks
+from fastdistill.training.task import Task, check_games
 
 
 class TasksConfig(Protocol):
@@ -90,7 +90,7 @@ def open_tasks(
         weight = config.weights[place] if config.weights else 1.0
         tasks.append(Task(env.spec, teacher, _temperature(config, teacher), weight))
         envs.append(env)
-    check_tasks(tasks)
+    check_games("distill", [task.spec for task in tasks])
     return tasks, envs
 
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +12,11 @@ from typing import Any, Protocol
 import torch
 
 from fastdistill.envs import LaneEnv, make_env
-from fastdistill.evaluation.compare import Player, compare, write_evaluation
+from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
+from fastdistill.evaluation.statistics import HUMAN_SCORES
 from fastdistill.networks import QNetwork, load_network, save_network
-from fastdistill.training.publishing import network_card
+from fastdistill.recipes.options import names
+from fastdistill.training.publishing import games_card
 from fastdistill.training.run import Run
 from fastdistill.training.selection import Best, mean_return
 
@@ -72,7 +75,7 @@ def save_best(
     run: Run[Any],
     best: Best,
     network: QNetwork,
-    env: LaneEnv,
+    envs: Sequence[LaneEnv],
     *,
     stopped: bool,
 ) -> None:
@@ -83,24 +86,29 @@ def save_best(
         run: Being trained.
         best: So far.
         network: To be judged and saved.
-        env: Of the training; the games are played in another.
+        envs: Of the training; the games are played in others. Of several, the mean over games of
+            the human-normalised scores judges (of raw ones where no human's is on record).
         stopped: The run was told to stop: no time to play. The network is then saved only where
             none was ever judged, which is better than no teacher.
     """
     if stopped and best.score is not None:
         return
     if config.score_episodes and not stopped:
-        with closing(_games(config, config.score_episodes)) as games:
+        with _games(config, config.score_episodes) as games:
 
             def play(episodes: int, seed: int) -> float:
-                return mean_return(
-                    network,
-                    games,
-                    network.obs_mean.device,
-                    episodes=episodes,
-                    seed=seed,
-                    epsilon=config.evaluation_epsilon,
-                )
+                scores = [
+                    mean_return(
+                        network.for_task(place),
+                        env,
+                        network.obs_mean.device,
+                        episodes=episodes,
+                        seed=seed,
+                        epsilon=config.evaluation_epsilon,
+                    )
+                    for place, env in enumerate(games)
+                ]
+                return scores[0] if len(scores) == 1 else _level(games, scores)
 
             if not best.wins(play, episodes=config.score_episodes, seed=config.seed):
                 return
@@ -108,7 +116,7 @@ def save_best(
         run.directory / "teacher",
         network,
         {
-            **network_card(env.spec, "q_values"),
+            **games_card("q_values", [(env.spec, {}) for env in envs]),
             "trained_steps": run.at.step,
             "training_return": run.at.recent_return,
             "scoring": {"mean": best.score, "episodes": best.episodes},
@@ -123,32 +131,59 @@ def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> Teach
     if run.finished and config.evaluation_episodes:
         network, card = load_network(run.directory / "teacher")
         network = network.to(device)
-        with closing(_games(config, config.evaluation_episodes)) as games:
-            record = compare(
-                Player("teacher", network, network, {}),
-                (),
-                games,
-                episodes=config.evaluation_episodes,
-                seed=config.seed,
-                device=device,
-                epsilon=config.evaluation_epsilon,
-            )
+        with _games(config, config.evaluation_episodes) as games:
+            records = [
+                compare(
+                    Player("teacher", player, player, {}),
+                    (),
+                    env,
+                    episodes=config.evaluation_episodes,
+                    seed=config.seed,
+                    device=device,
+                    epsilon=config.evaluation_epsilon,
+                )
+                for env, player in zip(games, map(network.for_task, range(len(games))), strict=True)
+            ]
+        record = together(records)
         record |= {"training_seconds": run.at.training_seconds, "updates": run.at.updates}
-        score = {key: record[key] for key in ("preset", "epsilon", "seed", "settings", "versions")}
-        score |= {key: record["teacher"][key] for key in ("returns", "lengths_steps", "summary")}
         kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
-        save_network(run.directory / "teacher", network, {**kept, "scores": [score]})
-        summary = record["teacher"]["summary"]
-        run.write(
-            {
-                "eval/return_mean": summary["mean"]["value"],
-                "eval/return_std": summary["std"],
-                "eval/episodes": summary["episodes"],
-            }
-        )
+        for own, played in zip(kept.get("games", [kept]), records, strict=True):
+            own["scores"] = [_score(played)]
+        save_network(run.directory / "teacher", network, kept)
+        if len(records) == 1:  # returns of several games have no common scale
+            summary = record["teacher"]["summary"]
+            run.write(
+                {
+                    "eval/return_mean": summary["mean"]["value"],
+                    "eval/return_std": summary["std"],
+                    "eval/episodes": summary["episodes"],
+                }
+            )
         write_evaluation(run.directory, record)
     return TeacherResult(not run.finished, run.at.step, run.at.recent_return, record)
 
 
-def _games(config: TeachingConfig, num_lanes: int) -> LaneEnv:
-    return make_env(config.game, min(10, num_lanes), preset=config.preset, training=False)
+def _score(record: dict[str, Any]) -> dict[str, Any]:
+    """What a teacher's card says of an evaluation."""
+    score = {key: record[key] for key in ("preset", "epsilon", "seed", "settings", "versions")}
+    return score | {key: record["teacher"][key] for key in ("returns", "lengths_steps", "summary")}
+
+
+def _level(games: Sequence[LaneEnv], scores: Sequence[float]) -> float:
+    """One number for the scores of several games."""
+    total = 0.0
+    for env, score in zip(games, scores, strict=True):
+        random, human = HUMAN_SCORES.get(env.spec.name, (0.0, 1.0))
+        total += (score - random) / (human - random)
+    return total / len(scores)
+
+
+@contextmanager
+def _games(config: TeachingConfig, num_lanes: int) -> Iterator[list[LaneEnv]]:
+    with ExitStack() as opened:
+        yield [
+            opened.enter_context(
+                closing(make_env(game, min(10, num_lanes), preset=config.preset, training=False))
+            )
+            for game in names(config.game)
+        ]

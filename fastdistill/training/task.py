@@ -45,20 +45,23 @@ class Task:
         return 100 * (score - random) / (teacher - random) if teacher > random else score - random
 
 
-def check_tasks(tasks: Sequence[Task]) -> None:
-    """Refuse, in words, tasks that no one network can learn together.
+def check_games(function: str, specs: Sequence[EnvSpec]) -> None:
+    """Refuse, in words, games that no one network can learn together.
+
+    Args:
+        function: Named in the refusal.
+        specs: Of the games.
 
     Raises:
         ValueError: Two of one name, or of different observation shapes.
     """
-    names = [task.name for task in tasks]
+    names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
-        raise ValueError(f"distill: game must not repeat, got {', '.join(names)}")
-    first = tasks[0].spec
-    for task in tasks[1:]:
-        spec = task.spec
+        raise ValueError(f"{function}: game must not repeat, got {', '.join(names)}")
+    first = specs[0]
+    for spec in specs[1:]:
         if (spec.obs_shape, spec.stack) != (first.obs_shape, first.stack):
             raise ValueError(
-                "distill: games must have observations of one shape, got "
+                f"{function}: games must have observations of one shape, got "
                 f"{list(first.obs_shape)} of {first.name} and {list(spec.obs_shape)} of {spec.name}"
             )

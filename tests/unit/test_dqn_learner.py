@@ -29,6 +29,9 @@ class Table(nn.Module):
     def forward(self, obs):
         return self.values[obs[:, 0].long()]
 
+    def forward_games(self, obs, counts):
+        return [self(part) for part in torch.split(obs, counts)]
+
 
 def test_the_target_values_the_action_that_the_network_prefers():
     network = Table([[1.0, 2.0, 0.0], [5.0, 4.0, 3.0]])
@@ -39,6 +42,7 @@ def test_the_target_values_the_action_that_the_network_prefers():
         next_obs=torch.tensor([[0.0], [1.0], [1.0]]),
         reward=torch.tensor([1.0, 2.0, 3.0]),
         discount=torch.tensor([0.9, 0.5, 0.0]),
+        counts=[3],
     )
     torch.testing.assert_close(result, torch.tensor([1 + 0.9 * 20, 2 + 0.5 * 40, 3.0]))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from fastdistill.losses import td_loss
 from fastdistill.networks import QNetwork
 from fastdistill.replay import ReplayBatch
 from fastdistill.training.optimizing import clip_gradients, make_optimizer
+from fastdistill.training.shares import rows_of
 from fastdistill.training.state import learner_tensors, restore_learner, select, under
 
 
@@ -51,6 +53,9 @@ class DqnLearner:
     def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """One gradient step.
 
+        Args:
+            batch: Of one game, or of several: ordered by task, one for each of the heads.
+
         Returns:
             Scalars ``td_loss`` and ``q_values`` (of the actions taken, their mean), and ``td_abs``,
             ``[batch]`` absolute TD errors.
@@ -67,17 +72,33 @@ class DqnLearner:
                 batch.weight,
             )
         )
+        counts = rows_of(batch, len(self.network.heads))
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):
             with torch.no_grad():
-                target = double_q_target(self.network, self.target, next_obs, reward, discount)
-            q = self.network(obs)
-        loss, td_abs = td_loss(q, action, target, weight=weight)
+                target = double_q_target(
+                    self.network, self.target, next_obs, reward, discount, counts
+                )
+            q = self.network.forward_games(obs, counts)
+        losses, td_abs, taken = [], [], []
+        rows = zip(
+            q, *(torch.split(part, counts) for part in (action, target, weight)), strict=True
+        )
+        for values, chosen, wanted, weights in rows:
+            if len(values):
+                loss, difference = td_loss(values, chosen, wanted, weight=weights)
+                # One divisor for all games: the whole batch.
+                losses.append(loss * (len(values) / len(obs)) if len(q) > 1 else loss)
+                td_abs.append(difference.detach())
+                taken.append(values.detach().gather(1, chosen[:, None]))
         self.network.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(losses)
         clip_gradients(self.network, self._max_gradient_norm)
         self.optimizer.step()
-        taken = q.detach().gather(1, action[:, None])
-        return {"td_loss": loss.detach(), "q_values": taken.mean(), "td_abs": td_abs.detach()}
+        return {
+            "td_loss": torch.stack(losses).detach().sum(),
+            "q_values": torch.cat(taken).mean(),
+            "td_abs": torch.cat(td_abs),
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Everything that learns, and the target."""
@@ -91,13 +112,19 @@ class DqnLearner:
 
 
 def double_q_target(
-    network: QNetwork, target: QNetwork, next_obs: Tensor, reward: Tensor, discount: Tensor
+    network: QNetwork,
+    target: QNetwork,
+    next_obs: Tensor,
+    reward: Tensor,
+    discount: Tensor,
+    counts: Sequence[int],
 ) -> Tensor:
     """``reward + discount * target(next_obs)[argmax network(next_obs)]``.
 
     Source: van Hasselt et al. 2016, equation 4; ``discount`` is 0 after a termination and
-    ``discount**k`` after k steps.
+    ``discount**k`` after k steps. ``counts`` are the rows of each head's game, in their order.
     """
-    best = network(next_obs).argmax(dim=1, keepdim=True)
-    value: Tensor = target(next_obs).gather(1, best).squeeze(1)
+    best = [q.argmax(dim=1, keepdim=True) for q in network.forward_games(next_obs, counts)]
+    values = zip(target.forward_games(next_obs, counts), best, strict=True)
+    value = torch.cat([q.gather(1, chosen).squeeze(1) for q, chosen in values])
     return reward + discount * value
