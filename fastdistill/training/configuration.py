@@ -89,7 +89,9 @@ def read_configuration(path: Path, recipe: str, asked: ConfigT) -> ConfigT:
     try:
         return type(asked)(**{**values, "run_dir": path.parent})
     except ValueError as error:
-        raise ValueError(f"open_run: {path}: {error}") from error
+        text = str(error)  # quotes the value, which may be megabytes
+        text = text if len(text) <= 500 else f"{text[:497]}..."
+        raise ValueError(f"open_run: {path}: {text}") from error
 
 
 def check_types(config: Config) -> None:
