@@ -412,7 +412,7 @@ def test_a_checkpoint_of_several_games_serves_each(tmp_path, capsys):
         assert record.metadata["game"] == game
     capsys.readouterr()
     assert main(["evaluate", str(path)]) == 2
-    assert "evaluate: game must be one of CartPole-v1, FdWalk-v0" in capsys.readouterr().err
+    assert "must be one of the checkpoint's, CartPole-v1, FdWalk-v0" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match="game must be one of the checkpoint's, CartPole-v1, FdWalk-"
     ):
