@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPP_TESTS := build/cpp
 
-.PHONY: help setup build demo test test-cpp check format docs sanitize stress fuzz bench gpu clean
+.PHONY: help setup build demo test test-cpp check format docs cuda sanitize stress fuzz bench gpu clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,6 +86,12 @@ fuzz: setup  ## Feed damaged snapshots to the reader for some minutes, if clang 
 
 bench: build  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
 	$(BIN)/python benchmarks/run.py
+
+cuda: setup  ## Compile the CUDA kernels for all architectures, if nvcc is there; no GPU is needed
+	@if ! command -v $${CUDACXX:-nvcc} > /dev/null; then echo "cuda: skipped, no nvcc"; exit 0; fi; set -e; \
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTDISTILL_CUDA=ON \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null; \
+	$(BIN)/cmake --build build/cuda --target _cuda
 
 # Uses $(PYTHON) as it is, without a network: a GPU machine brings its own torch.
 gpu:  ## On a machine with a GPU: build, test, compute-sanitizer, benchmarks

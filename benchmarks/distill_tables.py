@@ -20,6 +20,7 @@ import machine
 import numpy as np
 
 from fastdistill.evaluation.statistics import seeds_percent, seeds_score
+from fastdistill.networks.checkpoint import read_card
 from fastdistill.recipes.distill import DistillConfig, train
 from fastdistill.training.metrics import read_jsonl
 
@@ -58,8 +59,8 @@ def run_table(name: str, game: str, run_dir: Path, **options: Any) -> dict[str, 
     records = read_jsonl(config.run_dir / "metrics.jsonl")
     for student in evaluation["students"]:
         start = f"students/{student['name']}/"
-        scored = [record for record in records if f"{start}score" in record]
-        best = max(scored, key=lambda record: record[f"{start}score"])
+        saved = read_card(config.run_dir / "students" / student["name"])["trained_steps"]
+        best = next(r for r in records if r["step"] == saved and f"{start}score" in r)
         student["agreement"], student["kl"] = best[f"{start}agreement"], best[f"{start}kl"]
         student["best_after_seconds"] = best["time/training_seconds"]
     flags = [f"--{key.replace('_', '-')} {value}" for key, value in options.items()]

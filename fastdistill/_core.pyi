@@ -122,7 +122,7 @@ class ReplayBatch:
         action: npt.NDArray[np.int64],
         reward: npt.NDArray[np.float32],
         discount: npt.NDArray[np.float32],
-        next_obs: npt.NDArray[Any],
+        next_obs: npt.NDArray[Any],  # without rows where it is not wanted
         weight: npt.NDArray[np.float32],
         id: npt.NDArray[np.int64],
         task: npt.NDArray[np.int64],

@@ -3,31 +3,40 @@
 
 The ``fastdistill`` command: one function per subcommand, its docstring is the help.
 
+Exit status: 0 done; 2 a mistake, in one line; 75 stopped, with a checkpoint; 130 interrupted.
+
 The only module that imports tyro. A subcommand prepares arguments and prints results; whatever
 can be called from Python lives elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastdistill.envs import make_env
+import torch
+
+import fastdistill
+from fastdistill._files import write_atomically
+from fastdistill.envs import make_env, usable_device
 from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.evaluation.statistics import summarize
 from fastdistill.evaluation.verify import verify_teacher as verify
 from fastdistill.export import export as export_network
-from fastdistill.networks.checkpoint import read_card
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
 from fastdistill.recipes import pqn as pqn_recipe
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
-from fastdistill.teachers import checkpoint_path, load_teacher, recorded_game
+from fastdistill.teachers import load_teacher, recorded_game
 from fastdistill.training.run import TrainingDiverged
 from fastdistill.training.stop import STOPPED_STATUS, StopRequest
 
@@ -59,15 +68,13 @@ def evaluate(
         gif: Also record one episode there.
         out: Also write the record there, as JSON.
     """
-    card = {} if game else read_card(checkpoint_path(checkpoint))
-    name = game or recorded_game(card)
+    usable_device(device)
+    teacher = load_teacher(checkpoint, game, device=device)
+    name = game or recorded_game(teacher.card)
     if not name:
-        several = ", ".join(entry["game"] for entry in card.get("games", ()))
-        why = f"one of {several}" if several else "given, the checkpoint does not name one"
-        raise ValueError(f"evaluate: game must be {why}")
+        raise ValueError("evaluate: game must be given, the checkpoint does not name one")
     env = make_env(name, max(1, min(lanes, episodes)), preset=preset, training=False)
     try:
-        teacher = load_teacher(checkpoint, env, device=device)
         record = evaluate_env(
             teacher, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
         )
@@ -86,7 +93,8 @@ def evaluate(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         result = {"checkpoint": checkpoint, **record.to_json(), "summary": asdict(summary)}
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        payload = (json.dumps(result, indent=2) + "\n").encode()
+        write_atomically(out, payload, function="evaluate")
     if gif is not None:
         (score,) = record_comparison_gif(
             {name: teacher},
@@ -286,30 +294,80 @@ COMMANDS: dict[str, Any] = {  # a dictionary in here is a group of commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; mistakes of the user's end in one line and exit status 2."""
+    """Run a subcommand; mistakes of the user's end in one line and exit status 2.
+
+    A defect of this package still ends in a traceback.
+    """
     try:
         import tyro
     except ImportError:
         print("fastdistill: the command line needs tyro: pip install 'tyro>=1.0'", file=sys.stderr)
         return 2
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        print(f"fastdistill {fastdistill.__version__}")
+        return 0
     program, commands = "fastdistill", dict(COMMANDS)
     group = commands.get(words[0]) if words else None
     if isinstance(group, dict):  # a second word chooses within the group
         program, commands, words = f"fastdistill {words[0]}", dict(group), words[1:]
-    table = {name: _group_help(name) if isinstance(c, dict) else c for name, c in commands.items()}
+    table = {
+        name: _group_help(name) if isinstance(command, dict) else _later(command)
+        for name, command in commands.items()
+    }
+    said = io.StringIO()
     try:
-        status = tyro.extras.subcommand_cli_from_dict(
-            table,
-            prog=program,
-            description=(__doc__ or "").split("\n", 1)[0],
-            args=words,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    except (ValueError, ImportError, OSError, TrainingDiverged) as error:
-        print(f"fastdistill: {error}", file=sys.stderr)
+        with contextlib.redirect_stderr(said):
+            command = tyro.extras.subcommand_cli_from_dict(
+                table,
+                prog=program,
+                description=(__doc__ or "").split("\n", 1)[0],
+                args=words,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as exit:
+        if not exit.code:
+            raise  # help was asked for
+        print(f"fastdistill: {_unframed(said.getvalue())}; see {program} --help", file=sys.stderr)
         return 2
-    return int(status or 0)
+    try:
+        return int(command() or 0)
+    except KeyboardInterrupt:
+        print("fastdistill: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_mistake(error):
+            raise
+        print(f"fastdistill: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
+        return 2
+
+
+def _later(command: Command) -> Command:
+    """A command that tyro only finds arguments for: what it captures must not be a run's words."""
+
+    @functools.wraps(command)
+    def found(*arguments: Any, **options: Any) -> Any:
+        return functools.partial(command, *arguments, **options)
+
+    return found
+
+
+def _unframed(said: str) -> str:
+    """What is wrong with the arguments, out of the frame that tyro draws around it."""
+    text = " ".join(line.strip("│ ") for line in said.splitlines() if line.startswith("│"))
+    text = re.split(" ─| For full helptext", text)[0] or " ".join(said.split())
+    return re.sub(r"^Error parsing \S*dummy\S*: ", "", text)  # a whole configuration has no name
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether an error is of the user's or the machine's making, and its line says all."""
+    memory = (MemoryError, torch.OutOfMemoryError)
+    if isinstance(error, (ValueError, ImportError, OSError, TrainingDiverged, *memory)):
+        return True
+    if "can't allocate memory" in str(error):
+        return True
+    # Ours begin with the name of a function; Python's own would be a defect.
+    return isinstance(error, TypeError) and re.match(r"[\w.]+: ", str(error)) is not None
 
 
 def _group_help(name: str) -> Command:

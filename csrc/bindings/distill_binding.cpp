@@ -104,8 +104,8 @@ struct Extent {
 
   Extent(const void* data, std::int64_t stride, int element, const DistillArgs& args)
       : begin(reinterpret_cast<std::uintptr_t>(data)),
-        end(begin + static_cast<std::uintptr_t>(((args.batch - 1) * stride + args.actions) *
-                                                element)) {}
+        end(begin +
+            static_cast<std::uintptr_t>(((args.batch - 1) * stride + args.actions) * element)) {}
   bool overlaps(const Extent& other) const { return begin < other.end && other.begin < end; }
 };
 

@@ -40,7 +40,7 @@ BatchArrays make_batch(const py::array& obs, const py::array& action, const py::
   BatchArrays batch;
   batch.num_rows = static_cast<std::size_t>(id.size());
   batch.out = {.obs = writable<std::byte>(obs),
-               .next_obs = writable<std::byte>(next_obs),
+               .next_obs = next_obs.size() > 0 ? writable<std::byte>(next_obs) : nullptr,
                .action = writable<std::int64_t>(action),
                .id = writable<std::int64_t>(id),
                .task = writable<std::int64_t>(task),

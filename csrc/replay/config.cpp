@@ -71,8 +71,8 @@ void validate(const ReplayConfig& config) {
   }
   const SlotLayout layout(config);
   const Uint128 leaf_bytes = Uint128{16} * config.samplers.size() * layout.leaves_per_lane;
-  const Uint128 total = config.num_lanes * (Uint128{layout.slots_per_lane} * layout.slot_bytes +
-                                            leaf_bytes);
+  const Uint128 total =
+      config.num_lanes * (Uint128{layout.slots_per_lane} * layout.slot_bytes + leaf_bytes);
   require(total <= kMaxBytes, "capacity must need at most 2^47 bytes", static_cast<double>(total));
 }
 

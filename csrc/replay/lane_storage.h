@@ -21,7 +21,7 @@ namespace fastdistill::replay {
 // Where one batch goes. Arrays of num_rows; frames [num_rows][stack] x frame_bytes.
 struct BatchOut {
   std::byte* obs = nullptr;
-  std::byte* next_obs = nullptr;
+  std::byte* next_obs = nullptr;  // null: not wanted
   std::int64_t* action = nullptr;
   std::int64_t* id = nullptr;
   std::int64_t* task = nullptr;
@@ -185,7 +185,9 @@ class LaneStorage {
 
     const std::size_t stack_bytes = config_.stack * config_.frame_bytes;
     read_stack(row.lane, start, first.age, out.obs + i * stack_bytes);
-    read_stack(row.lane, slot_ahead(start, steps), next.age, out.next_obs + i * stack_bytes);
+    if (out.next_obs != nullptr) {
+      read_stack(row.lane, slot_ahead(start, steps), next.age, out.next_obs + i * stack_bytes);
+    }
     std::byte* const at = slot(row.lane, start);
     for (std::size_t c = 0; c < out.columns.size(); ++c) {
       read_shared(out.columns[c] + i * config_.column_bytes[c], at + layout_.column_offsets[c],

@@ -5,7 +5,7 @@
 describes them, ``acting`` chooses actions.
 """
 
-from fastdistill.envs.acting import Policy, epsilon_greedy, policy_values
+from fastdistill.envs.acting import Policy, epsilon_greedy, policy_values, usable_device
 from fastdistill.envs.atari import (
     PRESETS,
     AtariPreset,
@@ -17,12 +17,14 @@ from fastdistill.envs.atari import (
     make_env,
     make_gymnasium,
 )
-from fastdistill.envs.lanes import EnvState, Episode, LaneEnv, Step
+from fastdistill.envs.lanes import LaneEnv
+from fastdistill.envs.records import EnvFault, EnvState, Episode, Step
 from fastdistill.envs.spec import EnvSpec
 
 __all__ = [
     "PRESETS",
     "AtariPreset",
+    "EnvFault",
     "EnvSpec",
     "EnvState",
     "Episode",
@@ -38,4 +40,5 @@ __all__ = [
     "make_env",
     "make_gymnasium",
     "policy_values",
+    "usable_device",
 ]

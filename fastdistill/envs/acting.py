@@ -15,6 +15,23 @@ from torch import Tensor
 Policy = Callable[[Tensor], Tensor]
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device that can be computed on here.
+
+    Raises:
+        ValueError: There is none of that name, or this build of torch cannot use it.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"usable_device: device must be one that torch has here, got {str(device)!r}: {reason}"
+        ) from error
+    return found
+
+
 @torch.inference_mode()
 def policy_values(
     policy: Policy,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdistill.envs.lanes import LaneEnv
+from fastdistill.envs.single import watched
 from fastdistill.envs.spec import EnvSpec
 
 
@@ -148,6 +149,7 @@ def make_gymnasium(env_id: str, num_lanes: int, **options: Any) -> LaneEnv:
             num_envs=num_lanes,
             vectorization_mode="sync",
             vector_kwargs={"autoreset_mode": next_step},
+            wrappers=[watched(gymnasium.Wrapper)],
             **options,
         )
     except gymnasium.error.Error as error:

@@ -9,68 +9,16 @@ and actions since the last seeded reset) to resume from. ``envs`` makes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdistill.envs.records import EnvFault, EnvState, Episode, Step
 from fastdistill.envs.spec import EnvSpec
 
 # Actions kept per lane before it may be seeded anew: bounds what a restore has to play.
 RESEED_STEPS = 10_000
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A finished episode: the sum of its raw rewards and its length in agent steps."""
-
-    lane: int
-    episode_return: float
-    length_steps: int
-    truncated: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One step of every lane; the first six fields are one ``replay.append`` call.
-
-    Attributes:
-        frame: Newest plane of the observation that the action was chosen on,
-            ``[lanes, *frame_shape]``.
-        action: ``[lanes]`` int64.
-        reward: ``[lanes]`` float32, as the environment gave it (clipping is the learner's).
-        terminated: ``[lanes]`` bool, the return ends here: game over, or a lost life.
-        truncated: ``[lanes]`` bool, the episode was cut by a time limit.
-        boundary: ``[lanes]`` bool, ``frame`` is the final observation of an episode: the action
-            was ignored, the reward is 0, and the lane's next row begins a new episode.
-        episodes: Episodes whose final observation is in this row.
-    """
-
-    frame: NDArray[Any]
-    action: NDArray[np.int64]
-    reward: NDArray[np.float32]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    boundary: NDArray[np.bool_]
-    episodes: tuple[Episode, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class EnvState:
-    """Where an environment stands: each lane's last seeded reset and its actions since.
-
-    Attributes:
-        seed: As given to ``LaneEnv.reset``.
-        reseeds: ``[lanes]`` int64, how often each lane was seeded anew since.
-        lengths_steps: ``[lanes]`` int64, actions since its last seeding.
-        actions: Those actions, int16, lane after lane.
-    """
-
-    seed: tuple[int, ...]
-    reseeds: NDArray[np.int64]
-    lengths_steps: NDArray[np.int64]
-    actions: NDArray[np.int16]
 
 
 class LaneEnv:
@@ -117,19 +65,9 @@ class LaneEnv:
         self._array_seeds = array_seeds
         self.num_lanes = int(env.num_envs)
         seen = env.single_observation_space
-        if seen.shape is None:
-            raise TypeError(
-                f"LaneEnv: env must have vector or image observations, got {seen}; choose one part "
-                "or flatten them with a gymnasium wrapper (FlattenObservation)"
-            )
-        shape = tuple(int(size) for size in seen.shape)
-        self._stack_of_one = len(shape) == 4 and shape[0] == 1  # ALE's colour screens
-        shape = shape[1:] if self._stack_of_one else shape
-        if len(shape) not in (1, 3):
-            raise ValueError(
-                f"LaneEnv: env must have vector or image observations, got shape {shape}"
-            )
+        shape, self._stack_of_one = _seen_shape(seen)
         is_image = len(shape) == 3
+        self._seen = ((self.num_lanes, *seen.shape), np.dtype(seen.dtype))
         self._is_bool = is_image and seen.dtype == np.bool_
         if is_image and not self._is_bool and seen.dtype != np.uint8:
             raise TypeError(
@@ -219,9 +157,13 @@ class LaneEnv:
             np.int64,
         )
         options = None if chosen.all() else {"reset_mask": chosen.copy()}
-        obs, info = self._env.reset(
-            seed=seeds[chosen] if self._array_seeds else seeds.tolist(), options=options
-        )
+        try:
+            obs, info = self._env.reset(
+                seed=seeds[chosen] if self._array_seeds else seeds.tolist(), options=options
+            )
+            self._check_obs(obs)
+        except Exception as error:  # whatever a foreign environment raises
+            raise ValueError(f"LaneEnv.reset: {_words(error)} of {self.spec.name}") from error
         self._take_obs(obs)
         self._episode_frames = np.asarray(info.get("episode_frame_number", self._episode_frames))
         for lane in np.flatnonzero(chosen):
@@ -239,6 +181,7 @@ class LaneEnv:
             RuntimeError: Before the first ``reset``.
             ValueError: Wrong shape or an action out of range (ALE would hang on it for ever).
             TypeError: Not integers.
+            EnvFault: The environment raised, or returned what it may not.
         """
         step = self._advance(self._checked(action))
         stale = np.array([len(log) > 2 * RESEED_STEPS for log in self._logs])
@@ -248,10 +191,11 @@ class LaneEnv:
         return step
 
     def _advance(self, action: NDArray[np.int64]) -> Step:
+        obs, reward, terminated, truncated, info = self._played(action)
+        # From here on nothing fails: a step that did leaves the lanes where they were.
         for log, word in zip(self._logs, action.astype(np.int16), strict=True):
             log += word.tobytes()
         frame = self.obs if self.spec.stack == 1 else np.ascontiguousarray(self.obs[:, -1])
-        obs, reward, terminated, truncated, info = self._env.step(action)
         boundary = self._was_done
         if "episode_frame_number" in info:
             # A lost life reads terminated too, but there the game's own clock goes on.
@@ -267,21 +211,45 @@ class LaneEnv:
             )
             for lane in np.flatnonzero(boundary)
         )
-        reward = np.asarray(reward, np.float32)
-        if not np.isfinite(reward).all():
-            lane = int(np.flatnonzero(~np.isfinite(reward))[0])
-            raise ValueError(
-                f"LaneEnv.step: reward must be finite, got {reward[lane]} of {self.spec.name} "
-                f"in lane {lane}"
-            )
         self._returns = np.where(boundary, 0.0, self._returns + reward)
         self._lengths = np.where(boundary, 0, self._lengths + 1)
-        # Copies: gymnasium hands out the same arrays at every step.
-        terminated = np.array(terminated, np.bool_)
-        truncated = np.array(truncated, np.bool_)
         self._was_done, self._was_truncated = terminated | truncated, truncated.copy()
         self._take_obs(obs)
         return Step(frame, action, reward, terminated, truncated, boundary, episodes)
+
+    def _played(
+        self, action: NDArray[np.int64]
+    ) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """What the environment makes of the actions, checked; changes nothing here."""
+        try:
+            obs, reward, terminated, truncated, info = self._env.step(action)
+            self._check_obs(obs)
+            ends = [np.asarray(terminated), np.asarray(truncated)]
+            if any(end.dtype != np.bool_ or end.shape != (self.num_lanes,) for end in ends):
+                raise EnvFault(f"terminated and truncated must be bool, got {ends}")
+            reward = np.asarray(reward, np.float32)
+            if reward.shape != (self.num_lanes,):
+                raise EnvFault(f"reward must be one per lane, got shape {list(reward.shape)}")
+            if not np.isfinite(reward).all():
+                lane = int(np.flatnonzero(~np.isfinite(reward))[0])
+                raise EnvFault(f"reward must be finite, got {reward[lane]} in lane {lane}")
+        except Exception as error:  # whatever a foreign environment raises
+            raise EnvFault(f"LaneEnv.step: {_words(error)} of {self.spec.name}") from error
+        # Copies: gymnasium hands out the same arrays at every step.
+        return obs, reward, ends[0].copy(), ends[1].copy(), info
+
+    def _check_obs(self, obs: Any) -> None:
+        shape, dtype = self._seen
+        if getattr(obs, "shape", None) != shape or obs.dtype != dtype:
+            got = f"{getattr(obs, 'dtype', type(obs).__name__)} {list(getattr(obs, 'shape', ()))}"
+            raise EnvFault(f"observations must be {dtype} {list(shape)}, got {got}")
+        if obs.dtype.kind == "f":
+            finite = np.isfinite(obs).reshape(self.num_lanes, -1).all(axis=1)
+            if not finite.all():
+                lane = int(np.flatnonzero(~finite)[0])
+                raise EnvFault(
+                    f"observations must be finite, got {obs[lane].tolist()} in lane {lane}"
+                )
 
     def state(self) -> EnvState:
         """Where the environment stands, for ``restore``; two bytes per lane step."""
@@ -299,6 +267,16 @@ class LaneEnv:
                 f"LaneEnv.restore: state must be of {self.num_lanes} lanes, "
                 f"got {len(state.lengths_steps)}"
             )
+        if min(state.lengths_steps.min(), state.reseeds.min(), *state.seed, 0) < 0:
+            raise ValueError("LaneEnv.restore: state must have seeds and lengths of 0 or more")
+        if state.reseeds.shape != (self.num_lanes,) or not state.seed:
+            raise ValueError("LaneEnv.restore: state must have a seed, and reseeds of each lane")
+        if sum(state.lengths_steps.tolist()) != len(state.actions):
+            raise ValueError(
+                f"LaneEnv.restore: state must have as many actions as its lengths say, "
+                f"got {len(state.actions)}"
+            )
+        self._check_actions("restore", state.actions)
         starts = np.cumsum(state.lengths_steps) - state.lengths_steps
         longest = int(state.lengths_steps.max())
         # Lanes with fewer actions wait their turn, playing anything, and are then seeded.
@@ -328,16 +306,40 @@ class LaneEnv:
             )
         if not np.issubdtype(action.dtype, np.integer):
             raise TypeError(f"LaneEnv.step: action must be integers, got {action.dtype}")
+        self._check_actions("step", action)
+        return action.astype(np.int64)
+
+    def _check_actions(self, function: str, action: NDArray[Any]) -> None:
         outside = (action < 0) | (action >= self.spec.num_actions)
         if outside.any():
-            lane = int(np.flatnonzero(outside)[0])
+            place = int(np.flatnonzero(outside)[0])
             raise ValueError(
-                f"LaneEnv.step: action must be in [0, {self.spec.num_actions}), "
-                f"got {int(action[lane])} in lane {lane}"
+                f"LaneEnv.{function}: action must be in [0, {self.spec.num_actions}), "
+                f"got {int(action[place])} in {'lane' if function == 'step' else 'place'} {place}"
             )
-        return action.astype(np.int64)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, EnvFault):
+        return str(error)
+    return f"env must not raise, got {type(error).__name__}: {error}"
 
 
 def _is_discrete(space: Any) -> bool:
     # By name: this module does not import gymnasium. MultiBinary has an `n` as well.
     return any(kind.__name__ == "Discrete" for kind in type(space).__mro__)
+
+
+def _seen_shape(space: Any) -> tuple[tuple[int, ...], bool]:
+    """Shape of one observation, and whether a leading 1 was dropped: ALE's colour screens."""
+    if space.shape is None:
+        raise TypeError(
+            f"LaneEnv: env must have vector or image observations, got {space}; choose one part "
+            "or flatten them with a gymnasium wrapper (FlattenObservation)"
+        )
+    shape = tuple(int(size) for size in space.shape)
+    stack_of_one = len(shape) == 4 and shape[0] == 1
+    shape = shape[1:] if stack_of_one else shape
+    if len(shape) not in (1, 3):
+        raise ValueError(f"LaneEnv: env must have vector or image observations, got shape {shape}")
+    return shape, stack_of_one

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fastdistill._files import write_atomically
 from fastdistill.envs import EnvSpec, LaneEnv, Policy
 from fastdistill.evaluation.cost import (
     describe_machine,
@@ -240,7 +241,5 @@ def share_of_teacher(
 
 def write_evaluation(run_dir: Path, record: dict[str, Any]) -> None:
     """Write ``evaluation.json``, at once: a reader finds all of it or none."""
-    path = run_dir / EVALUATION_FILE
-    temporary = path.with_name(f".{EVALUATION_FILE}.tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(path)
+    payload = (json.dumps(record, indent=2) + "\n").encode()
+    write_atomically(run_dir / EVALUATION_FILE, payload, function="write_evaluation")

@@ -7,24 +7,31 @@ finish would favour short ones. Raw scores, epsilon, seed and preset go into the
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from fastdistill import streams
 from fastdistill.envs import (
     PRESETS,
+    Episode,
     LaneEnv,
     Policy,
     engine_versions,
     epsilon_greedy,
     make_env,
     policy_values,
+    usable_device,
 )
 from fastdistill.networks import QNetwork
+from fastdistill.teachers import load_teacher
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy,
+    policy: Policy | str | Path,
     env_name: str,
     *,
     episodes: int = 30,
@@ -83,8 +90,9 @@ def evaluate(
     """Play full episodes with the epsilon-greedy policy.
 
     Args:
-        policy: Observations to action values; a network in evaluation mode, say. One of several
-            games plays as it does this one.
+        policy: Observations to action values; or what ``load_teacher`` takes, such as
+            ``"zoo:pong"``, a checkpoint's path or a run directory. A module plays in evaluation
+            mode, and is then put back; a network of several games plays as it does this one.
         env_name: Game (``"pong"``) or gymnasium id (``"CartPole-v1"``).
         episodes: How many, at least 1. Spread over the lanes beforehand.
         preset: Of ``fastdistill.envs.PRESETS``.
@@ -98,13 +106,21 @@ def evaluate(
 
     Returns:
         The record of exactly ``episodes`` episodes.
+
+    Raises:
+        ValueError: An argument out of range, or a policy that does not take the observations, or
+            whose values are not finite or of another shape.
+        TypeError: What it returns is no tensor.
     """
     if episodes < 1:
         raise ValueError(f"evaluate: episodes must be at least 1, got {episodes}")
     if num_lanes < 1:
         raise ValueError(f"evaluate: num_lanes must be at least 1, got {num_lanes}")
+    device = usable_device(device)
     env = make_env(env_name, min(num_lanes, episodes), preset=preset, training=False)
     try:
+        if isinstance(policy, (str, Path)):
+            policy = load_teacher(policy, env, device=device)
         return evaluate_env(
             policy,
             env,
@@ -139,37 +155,64 @@ def evaluate_env(
         raise ValueError(f"evaluate: epsilon must be in [0, 1], got {epsilon}")
     quota = episodes // env.num_lanes + (np.arange(env.num_lanes) < episodes % env.num_lanes)
     actor = EpsilonGreedy(policy, epsilon, spec.num_actions, seed, device)
-    env.reset(streams.words(seed, streams.EVALUATION))
-    played: list[list[tuple[float, int, bool]]] = [[] for _ in range(env.num_lanes)]
-    remaining = episodes
-    steps = 0
-    while remaining:
-        step = env.step(actor(env.obs))
-        steps += 1
-        for episode in step.episodes:
-            if len(played[episode.lane]) < quota[episode.lane]:
-                played[episode.lane].append(
-                    (episode.episode_return, episode.length_steps, episode.truncated)
-                )
-                remaining -= 1
-        if max_steps is not None and steps >= max_steps and remaining:
-            raise RuntimeError(
-                f"evaluate: episodes must end within {max_steps} vector steps, "
-                f"got {episodes - remaining} of {episodes}"
-            )
-    flat = [episode for lane in played for episode in lane]
+    with _evaluation_mode(policy):
+        flat = _play(actor, env, quota, seed, max_steps)
     return Evaluation(
         env=spec.name,
         preset=preset,
         epsilon=epsilon,
         seed=seed,
         num_lanes=env.num_lanes,
-        returns=tuple(episode[0] for episode in flat),
-        lengths_steps=tuple(episode[1] for episode in flat),
-        truncated=sum(episode[2] for episode in flat),
+        returns=tuple(episode.episode_return for episode in flat),
+        lengths_steps=tuple(episode.length_steps for episode in flat),
+        truncated=sum(episode.truncated for episode in flat),
         settings=spec.settings,
         versions={**engine_versions(), "torch": str(torch.__version__)},
     )
+
+
+def _play(
+    actor: EpsilonGreedy,
+    env: LaneEnv,
+    quota: NDArray[np.int64],
+    seed: int,
+    max_steps: int | None,
+) -> list[Episode]:
+    """The first ``quota`` episodes of each lane, lane after lane."""
+    env.reset(streams.words(seed, streams.EVALUATION))
+    played: list[list[Episode]] = [[] for _ in range(env.num_lanes)]
+    episodes = remaining = int(quota.sum())
+    steps = 0
+    while remaining:
+        step = env.step(actor(env.obs))
+        steps += 1
+        for episode in step.episodes:
+            if len(played[episode.lane]) < quota[episode.lane]:
+                played[episode.lane].append(episode)
+                remaining -= 1
+        if max_steps is not None and steps >= max_steps and remaining:
+            raise RuntimeError(
+                f"evaluate: episodes must end within {max_steps} vector steps, "
+                f"got {episodes - remaining} of {episodes}"
+            )
+    return [episode for lane in played for episode in lane]
+
+
+@contextlib.contextmanager
+def _evaluation_mode(policy: Policy) -> Iterator[None]:
+    """A module without dropout and the like, until the end; then each part as it was."""
+    module = policy if isinstance(policy, nn.Module) else nn.Identity().eval()
+    modes = [(part, part.training) for part in module.modules()]
+    if any(training for _, training in modes):
+        # An exported program has one mode, and refuses to be told.
+        with contextlib.suppress(NotImplementedError):
+            module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            if part.training != training:
+                part.training = training
 
 
 class EpsilonGreedy:
@@ -191,11 +234,21 @@ class EpsilonGreedy:
 
     def __call__(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """``[lanes, *obs_shape]`` to ``[lanes]``."""
-        values = policy_values(self._policy, obs, self._device)
+        try:
+            values = policy_values(self._policy, obs, self._device)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"evaluate: policy must take {obs.dtype} observations of shape {list(obs.shape)}, "
+                f"got {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(values, Tensor):
+            raise TypeError(f"evaluate: policy must return a tensor, got {type(values).__name__}")
         if values.shape != (len(obs), self._num_actions):
             raise ValueError(
                 f"evaluate: policy must return [{len(obs)}, {self._num_actions}] values, "
                 f"got {list(values.shape)}"
             )
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"evaluate: policy must return finite values, got {values.tolist()}")
         greedy: NDArray[np.int64] = values.argmax(dim=1).cpu().numpy()
         return epsilon_greedy(greedy, self._epsilon, self._num_actions, self._rng)

@@ -67,7 +67,8 @@ def verify_teacher(
 ) -> Verification:
     """Play full episodes and say whether preset or wrappers are likely wrong.
 
-    Where the score falls short of the report, the other presets are played too.
+    Where the score falls short of the report, the other presets are played too. That can take
+    minutes: a teacher that waits for a FIRE that nobody presses plays until the time limit.
 
     Args:
         teacher: Observations to action values or logits: a ``Teacher``, or a module.

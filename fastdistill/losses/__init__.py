@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Distillation losses and DQN's temporal-difference loss, usable alone in any torch code.
 
-``functions`` is what callers see, ``autograd`` and ``ops`` carry it through torch, ``reference`` is
-the same in plain torch. docs/losses.md has formulas and numeric policy.
+``functions`` and ``td`` are what callers see, ``autograd`` and ``ops`` carry it through torch,
+``reference`` is the same in plain torch. docs/losses.md has formulas and numeric policy.
 """
 
 from fastdistill.losses.functions import (
@@ -13,8 +13,8 @@ from fastdistill.losses.functions import (
     distill_mse,
     distill_nll,
     distill_reverse_kl,
-    td_loss,
 )
+from fastdistill.losses.td import td_loss
 
 __all__ = [
     "DistillLoss",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Distillation losses and DQN's temporal-difference loss, each one native pass over its inputs.
+"""Distillation losses, each one native pass over its inputs.
 
 The pass computes loss and gradient together, so that backward is a multiplication at most. Usable
 alone in any torch code; knows nothing of replay or environments. Formulas and numeric policy:
@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 from fastdistill._native import core
 from fastdistill.losses import ops  # noqa: F401  (registers torch.ops.fastdistill)
-from fastdistill.losses.autograd import Options, distill_apply, reference_of, td_apply
-from fastdistill.losses.reference import KINDS, TD_KINDS, td_reference
+from fastdistill.losses.autograd import Options, distill_apply, reference_of
+from fastdistill.losses.reference import KINDS
 
 _KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
-_TD_KIND_NUMBERS = {kind: number for number, kind in enumerate(TD_KINDS)}
 _PLAIN = (Tensor, nn.Parameter)
 
 _native_distill = core.distill
-_native_td = core.td
 _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -208,7 +206,7 @@ def distill_loss_and_grad(
     """
     code = _check_kind("distill_loss_and_grad", kind, temperature, student_temperature, beta)
     if _is_compiling() or _dispatch_modes() or type(student_logits) not in _PLAIN:
-        _check_tensor("distill_loss_and_grad", "student_logits", student_logits)
+        check_tensor("distill_loss_and_grad", "student_logits", student_logits)
         loss, grad = torch.ops.fastdistill.distill(
             student_logits, teacher_logits, action_mask, weight, code, temperature,
             student_temperature, beta, reduction, True, "distill_loss_and_grad",
@@ -283,63 +281,8 @@ class DistillLoss(nn.Module):
         )
 
 
-def td_loss(
-    q: Tensor,
-    action: Tensor,
-    target: Tensor,
-    *,
-    weight: Tensor | None = None,
-    kind: str = "huber",
-    reduction: str = "mean",
-) -> tuple[Tensor, Tensor]:
-    """DQN's loss on the taken actions, and the priorities that prioritized replay wants.
-
-    Per row: td = q[action] - target; "huber" is td^2 / 2 up to |td| = 1 and |td| - 1/2 beyond,
-    "mse" is td^2.
-
-    Args:
-        q: [batch, actions], float32 or float64.
-        action: [batch], int64, each in [0, actions).
-        target: [batch], converted to q's dtype; must not require grad.
-        weight: [batch], importance weights; a weight of 0 silences its row. Must not require grad.
-        kind: "huber" or "mse".
-        reduction: "mean" (sum / batch), "sum" or "none".
-
-    Returns:
-        (loss, td_abs): [] or [batch], differentiable with respect to q; and |td|, [batch], not
-        differentiable and without the weight.
-
-    Raises:
-        IndexError: An action is outside [0, actions) (CPU; on CUDA, where looking would wait for
-            the device, such a row's loss and |td| are NaN and its gradient 0).
-        TypeError, ValueError: As `distill_kl`.
-
-    Example:
-        >>> import fastdistill as fd
-        >>> fd.td_loss(torch.tensor([[1.0, 3.0]]), torch.tensor([1]), torch.tensor([1.0]))
-        (tensor(1.5000), tensor([2.]))
-
-    Source: Mnih et al. 2015, Human-level control through deep reinforcement learning, Methods.
-    """
-    code = _TD_KIND_NUMBERS.get(kind)
-    if code is None:
-        raise ValueError(f"td_loss: kind must be one of {list(TD_KINDS)}, got {kind!r}")
-    if _transforms_active():
-        return td_reference(q, action, target, weight=weight, kind=kind, reduction=reduction)
-    if _is_compiling() or _dispatch_modes() or type(q) not in _PLAIN:
-        _check_tensor("td_loss", "q", q)
-        loss, td_abs, _ = torch.ops.fastdistill.td(q, action, target, weight, code, reduction, True)
-        return loss, td_abs
-    if _is_grad_enabled():
-        _refuse_grad("td_loss", "target", target)
-        _refuse_grad("td_loss", "weight", weight)
-        if q.requires_grad:
-            return td_apply(q, action, target, weight, (code, reduction))
-    loss, td_abs, _ = _native_td(code, q, action, target, weight, reduction, False)
-    return loss, td_abs
-
-
-def _check_tensor(function: str, argument: str, value: object) -> None:
+def check_tensor(function: str, argument: str, value: object) -> None:
+    """Refuses what is no tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{function}: {argument} must be a torch.Tensor, got {type(value).__name__}"
@@ -379,15 +322,15 @@ def _distill(
         return reference_of(student, teacher, action_mask, weight, options)
     code, temperature, student_temperature, beta, reduction, function = options
     if _is_compiling() or _dispatch_modes() or type(student) not in _PLAIN:
-        _check_tensor(function, "student_logits", student)
+        check_tensor(function, "student_logits", student)
         loss: Tensor = torch.ops.fastdistill.distill(
             student, teacher, action_mask, weight, code, temperature, student_temperature, beta,
             reduction, True, function,
         )[0]  # fmt: skip
         return loss
     if _is_grad_enabled():
-        _refuse_grad(function, "teacher_logits", teacher)
-        _refuse_grad(function, "weight", weight)
+        refuse_grad(function, "teacher_logits", teacher)
+        refuse_grad(function, "weight", weight)
         if student.requires_grad:
             return distill_apply(student, teacher, action_mask, weight, options)
     result: Tensor = _native_distill(
@@ -397,7 +340,7 @@ def _distill(
     return result
 
 
-def _refuse_grad(function: str, argument: str, tensor: object) -> None:
+def refuse_grad(function: str, argument: str, tensor: object) -> None:
     """A gradient that the native call would silently drop is refused instead."""
     if isinstance(tensor, Tensor) and tensor.requires_grad:
         raise ValueError(

@@ -16,8 +16,6 @@ import hashlib
 import json
 import os
 import platform
-import re
-from collections.abc import Callable
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -26,19 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastdistill._files import is_int, parse_json, read_bytes, shown, write_atomically
+from fastdistill._files import parse_json, read_bytes, shown, write_atomically
 from fastdistill.networks.architecture import Architecture
+from fastdistill.networks.cards import (
+    MAX_CARD_BYTES,
+    MAX_WEIGHTS_BYTES,
+    card_digest,
+    check_card,
+)
 from fastdistill.networks.games import give_each_head_its_own
 from fastdistill.networks.qnetwork import QNetwork, num_parameters
 
 FORMAT = "fastdistill-checkpoint-1"
-
-# What a network's outputs are; a description without a kind means the first.
-KINDS = ("q_values", "logits", "log_probs")
-
-# Larger files are refused: a description of 4 MiB holds 200,000 scores, and no network here comes
-# near 8 GiB.
-MAX_CARD_BYTES, MAX_WEIGHTS_BYTES = 4 << 20, 8 << 30
 
 # What the writer adds to a card, and alone may.
 _OWN_FIELDS = ("format", "weights", "card_sha256")
@@ -111,10 +108,10 @@ def _write(path: Path, weights: str, payload: bytes, card: dict[str, Any]) -> No
             f"write_checkpoint: card of {path} must be plain JSON, got {error}"
         ) from error
     try:
-        _check_card(described)
+        check_card(described)
     except ValueError as error:
         raise ValueError(f"write_checkpoint: {path}: {error}") from error
-    described["card_sha256"] = _card_digest(described)
+    described["card_sha256"] = card_digest(described)
     description = (json.dumps(described, indent=2) + "\n").encode()
     for size, limit in ((len(description), MAX_CARD_BYTES), (len(payload), MAX_WEIGHTS_BYTES)):
         if size > limit:
@@ -204,86 +201,16 @@ def read_card(path: str | Path) -> dict[str, Any]:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
         raise CheckpointError(f"read_card: {path} must have format {FORMAT!r}, got {shown(found)}")
     digest = card.pop("card_sha256", None)
-    if digest is not None and digest != (found := _card_digest(card)):
+    if digest is not None and digest != (found := card_digest(card)):
         raise CheckpointError(
             f"read_card: {path} must have the content of its card_sha256 {shown(digest)}, got that "
             f"of {found}; whoever changed it on purpose removes that entry"
         )
     try:
-        _check_card(card)
+        check_card(card)
     except ValueError as error:
         raise CheckpointError(f"read_card: {path}: {error}") from error
     return card
-
-
-def _card_digest(card: dict[str, Any]) -> str:
-    """Of the content, whatever the order and the white space."""
-    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
-
-
-def _is_word(value: object) -> bool:
-    """Printable: neither control characters nor half a surrogate pair, which no file name has."""
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 255
-
-
-def _is_weights_file(name: object) -> bool:
-    return (
-        isinstance(name, str)
-        and _is_word(name)
-        and name.endswith(".safetensors")
-        and name == os.path.basename(name)
-    )
-
-
-def _are_games(value: object) -> bool:
-    """Heads' games: objects, each with a name of its own, their fields as in a description."""
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        return False
-    names = [entry.get("game") for entry in value]
-    fit = all(
-        name not in entry or _FIELDS[name][1](entry[name])
-        for entry in value
-        for name in ("kind", "game", "action_meanings", "environment")
-    )
-    return fit and all(map(_is_word, names)) and len(set(names)) == len(names) > 1
-
-
-# What a description may say, if it says it: the constraint in words, and its test.
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "kind": (f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
-    "game": ("a name", _is_word),
-    "action_meanings": (
-        "a list of names",
-        lambda value: isinstance(value, list) and all(map(_is_word, value)),
-    ),
-    "environment": ("an object", lambda value: isinstance(value, dict)),
-    "architecture": ("an object", lambda value: isinstance(value, dict)),
-    "parameters": ("a positive integer", lambda value: is_int(value) and value > 0),
-    "games": ("a list of two or more objects, each with another game", _are_games),
-}
-_WEIGHTS_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "file": ("a file name without a path, ending in .safetensors", _is_weights_file),
-    "bytes": (
-        f"an integer in [8, {MAX_WEIGHTS_BYTES}]",
-        lambda value: is_int(value) and 8 <= value <= MAX_WEIGHTS_BYTES,
-    ),
-    "sha256": (
-        "64 hexadecimal digits",
-        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
-    ),
-}
-
-
-def _check_card(card: dict[str, Any]) -> None:
-    for name, (constraint, fits) in _FIELDS.items():
-        if name in card and not fits(card[name]):
-            raise ValueError(f"{name} must be {constraint}, got {shown(card[name])}")
-    entry = card.get("weights")
-    if not isinstance(entry, dict):
-        raise ValueError(f"weights must describe a file, got {shown(entry)}")
-    for name, (constraint, fits) in _WEIGHTS_FIELDS.items():
-        if not fits(entry.get(name)):
-            raise ValueError(f"weights.{name} must be {constraint}, got {shown(entry.get(name))}")
 
 
 def save_network(
@@ -423,6 +350,8 @@ def versions() -> dict[str, str]:
 def _description_path(path: Path) -> Path:
     if os.path.isdir(path):
         found = sorted(entry.name for entry in path.glob("*.json"))
+        # Of a run's directory the network that it is for.
+        found = [name for name in ("student.json", "teacher.json") if name in found] or found
         if len(found) != 1:
             raise CheckpointError(
                 f"read_checkpoint: directory {path} must hold one .json file, got {len(found)}"

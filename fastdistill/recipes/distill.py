@@ -18,16 +18,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from fastdistill.envs import PRESETS, EnvSpec, LaneEnv
+from fastdistill.envs import PRESETS, EnvFault, EnvSpec, LaneEnv
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
 from fastdistill.networks import SIZES, size_name
 from fastdistill.recipes.options import at_least, names, one_of, positive, share, shares
 from fastdistill.recipes.tasks import open_tasks, play_env
 from fastdistill.report import try_report
 from fastdistill.teachers import Teacher
-from fastdistill.training.configuration import default_of
+from fastdistill.training.configuration import check_types, default_of
 from fastdistill.training.drivers import DRIVERS
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.learners.student import LOSSES, OWN, OwnStudent, make_students
@@ -158,6 +158,7 @@ class DistillConfig:
         return " ".join(words)
 
     def __post_init__(self) -> None:
+        check_types(self)
         one_of(self, "loss", self.losses, LOSSES)
         one_of(self, "driver", (self.driver,), DRIVERS)
         one_of(self, "weighting", (self.weighting,), WEIGHTINGS)
@@ -251,7 +252,11 @@ def train(
         parts.begin()
         opened.callback(parts.close)
         while parts.fraction < 1.0 and not run.stopping:
-            parts.step()
+            try:
+                parts.step()
+            except EnvFault:
+                parts.checkpoint()  # of before that step
+                raise
             if parts.fraction < 1.0:
                 if run.due("log"):
                     parts.log()
@@ -329,11 +334,10 @@ class _Parts:
 
     def begin(self) -> None:
         """Continue from a checkpoint, or reset the lanes."""
-        loaded = self.run.restore(self.source.replay.load)
-        if loaded is None:
+        if not self.run.restore(self._take, self.source.replay.load):
             self.source.reset()
-            return
-        tensors, card = loaded
+
+    def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         self.source.restore(select(tensors, "source"), card["source"])
         self.students.restore(select(tensors, "students"), card["students"])
 
@@ -422,6 +426,6 @@ class _Parts:
             "updates": run.at.updates,
             "commands": [config.command()],
         }
-        publish_student(config.run_dir, self.students.all[0].name)
-        write_evaluation(config.run_dir, record)
+        publish_student(run.directory, self.students.all[0].name)
+        write_evaluation(run.directory, record)
         return record

@@ -15,17 +15,19 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdistill import streams
-from fastdistill.envs import EnvSpec, LaneEnv, make_env
+from fastdistill.envs import EnvFault, EnvSpec, LaneEnv, make_env
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
 from fastdistill.recipes.options import at_least, names, positive, share
 from fastdistill.recipes.teaching import TeacherResult, finish, save_best
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
 from fastdistill.training.collector import Collector, into_replay, network_driver
+from fastdistill.training.configuration import check_types
 from fastdistill.training.counters import Means
 from fastdistill.training.inputs import random_play_statistics
 from fastdistill.training.learners.dqn import DqnLearner
@@ -119,6 +121,7 @@ class DqnConfig:
     """Write TensorBoard files beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         at_least(
             self, 1, "num_lanes", "batch_size", "total_steps", "n_step", "target_update_updates",
             "epsilon_steps", "replay_capacity", "checkpoint_every_steps", "log_every_steps",
@@ -171,14 +174,20 @@ def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) 
         parts = _Parts(config, run, envs, device)
         parts.begin()
         while not (run.finished or run.stopping):
-            parts.step()
+            try:
+                parts.step()
+            except EnvFault:
+                parts.checkpoint()  # of before that step
+                raise
             if run.due("log"):
                 parts.log()
             run.finished = run.at.step >= config.total_steps or run.at.reached(
                 config.stop_at_return
             )
-            if run.finished or run.stopping or run.due("checkpoint"):
-                stopped = not run.finished and run.stopping
+            due = run.due("checkpoint")
+            if run.finished or run.stopping or due:
+                # Where it would have been judged anyway it is judged, stopped or not.
+                stopped = not (run.finished or due)
                 save_best(config, run, parts.best, parts.learner.network, envs, stopped=stopped)
                 parts.checkpoint()
         return finish(config, run, device)
@@ -244,17 +253,17 @@ class _Parts:
 
     def begin(self) -> None:
         """Continue from a checkpoint, or take the input statistics and reset the lanes."""
-        loaded = self.run.restore(self.replay.load)
-        if loaded is None:
-            seed = self.config.seed
-            for place, env in enumerate(self.envs):
-                statistics = streams.words(seed, streams.STATISTICS, place)
-                mean, std = random_play_statistics(env, seed=statistics)
-                self.learner.network.set_obs_statistics(mean, std, place)
-                env.reset(streams.words(seed, streams.TRAINING, place))
-            self.learner.copy_target()
+        if self.run.restore(self._take, self.replay.load):
             return
-        tensors, card = loaded
+        seed = self.config.seed
+        for place, env in enumerate(self.envs):
+            statistics = streams.words(seed, streams.STATISTICS, place)
+            mean, std = random_play_statistics(env, seed=statistics)
+            self.learner.network.set_obs_statistics(mean, std, place)
+            env.reset(streams.words(seed, streams.TRAINING, place))
+        self.learner.copy_target()
+
+    def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         self.learner.load(select(tensors, "learner"))
         for place, collector in enumerate(self.collectors):
             collector.restore(select(tensors, f"env{place}"), card["collectors"][place])

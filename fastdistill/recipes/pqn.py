@@ -12,9 +12,11 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastdistill import streams
 from fastdistill.envs import LaneEnv, make_env
@@ -22,6 +24,7 @@ from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.recipes.options import at_least, positive, share
 from fastdistill.recipes.teaching import TeacherResult, finish, save_best
 from fastdistill.training.collector import Collector, network_driver
+from fastdistill.training.configuration import check_types
 from fastdistill.training.counters import Means
 from fastdistill.training.inputs import random_play_statistics
 from fastdistill.training.learners.pqn import PqnLearner, Rollout
@@ -104,6 +107,7 @@ class PqnConfig:
     """Write TensorBoard files beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         at_least(
             self, 1, "num_lanes", "rollout_steps", "epochs", "batch_size", "total_steps",
             "warm_up_updates", "checkpoint_every_steps", "log_every_steps",
@@ -144,8 +148,10 @@ def train(config: PqnConfig, *, resume: bool = False, stop: Stop | None = None) 
             run.finished = run.at.step >= config.total_steps or run.at.reached(
                 config.stop_at_return
             )
-            if run.finished or run.stopping or run.due("checkpoint"):
-                stopped = not run.finished and run.stopping
+            due = run.due("checkpoint")
+            if run.finished or run.stopping or due:
+                # Where it would have been judged anyway it is judged, stopped or not.
+                stopped = not (run.finished or due)
                 save_best(config, run, parts.best, parts.learner.network, [env], stopped=stopped)
                 parts.checkpoint()
         return finish(config, run, device)
@@ -197,15 +203,15 @@ class _Parts:
 
     def begin(self) -> None:
         """Continue from a checkpoint, or take the input statistics and start the lanes."""
-        loaded = self.run.restore()
-        if loaded is None:
-            statistics = streams.words(self.config.seed, streams.STATISTICS)
-            mean, std = random_play_statistics(self.env, seed=statistics)
-            self.learner.network.set_obs_statistics(mean, std)
-            self.env.reset(streams.words(self.config.seed, streams.TRAINING))
-            self.env.spread(self.config.spread_steps)
+        if self.run.restore(self._take):
             return
-        tensors, card = loaded
+        statistics = streams.words(self.config.seed, streams.STATISTICS)
+        mean, std = random_play_statistics(self.env, seed=statistics)
+        self.learner.network.set_obs_statistics(mean, std)
+        self.env.reset(streams.words(self.config.seed, streams.TRAINING))
+        self.env.spread(self.config.spread_steps)
+
+    def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         self.learner.load(select(tensors, "learner"))
         self.collector.restore(select(tensors, "env"), card["collector"])
         self.best.restore(card["best"])

@@ -113,7 +113,7 @@ def save_best(
             if not best.wins(play, episodes=config.score_episodes, seed=config.seed):
                 return
     save_network(
-        config.run_dir / "teacher",
+        run.directory / "teacher",
         network,
         {
             **games_card("q_values", [(env.spec, {}) for env in envs]),
@@ -129,7 +129,7 @@ def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> Teach
     """Evaluate the teacher of a finished run; its score goes into its card, too."""
     record: dict[str, Any] = {}
     if run.finished and config.evaluation_episodes:
-        network, card = load_network(config.run_dir / "teacher")
+        network, card = load_network(run.directory / "teacher")
         network = network.to(device)
         with _games(config, config.evaluation_episodes) as games:
             records = [
@@ -149,7 +149,7 @@ def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> Teach
         kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
         for own, played in zip(kept.get("games", [kept]), records, strict=True):
             own["scores"] = [_score(played)]
-        save_network(config.run_dir / "teacher", network, kept)
+        save_network(run.directory / "teacher", network, kept)
         if len(records) == 1:  # returns of several games have no common scale
             summary = record["teacher"]["summary"]
             run.write(
@@ -159,7 +159,7 @@ def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> Teach
                     "eval/episodes": summary["episodes"],
                 }
             )
-        write_evaluation(config.run_dir, record)
+        write_evaluation(run.directory, record)
     return TeacherResult(not run.finished, run.at.step, run.at.recent_return, record)
 
 

@@ -39,6 +39,13 @@ def integer(
     return int(value)
 
 
+def lanes_of_tasks(lanes_per_task: Sequence[int] | None, num_lanes: int) -> list[int]:
+    """Sizes of the groups of lanes; one of all lanes where none are given."""
+    if lanes_per_task is None or len(lanes_per_task) == 0:
+        return [num_lanes]
+    return [integer("lanes_per_task", lanes, bits=32) for lanes in lanes_per_task]
+
+
 def row_spec(
     frame_shape: Sequence[int], frame_dtype: str, stack: int, columns: Mapping[str, ColumnSpec]
 ) -> RowSpec:
@@ -97,6 +104,44 @@ def append_rows(
     if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"append: {name} must have dtype {np.dtype(dtype)}, got {array.dtype}")
     return np.ascontiguousarray(array, dtype)
+
+
+MAX_BATCH = 1 << 20
+
+NORMALIZATIONS = {
+    "batch": _core.WeightNormalization.batch,
+    "global": _core.WeightNormalization.global_,
+    "none": _core.WeightNormalization.none,
+}
+
+
+def check_sample(batch_size: int, importance_exponent: float, weight_normalization: str) -> None:
+    """Refuses what ``sample`` cannot do."""
+    if not 1 <= integer("batch_size", batch_size, function="sample") <= MAX_BATCH:
+        raise ValueError(f"sample: batch_size must be in [1, {MAX_BATCH}], got {batch_size}")
+    if not 0.0 <= importance_exponent <= 1.0:
+        raise ValueError(
+            f"sample: importance_exponent must be in [0, 1], got {importance_exponent}"
+        )
+    if weight_normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"sample: weight_normalization must be one of {sorted(NORMALIZATIONS)}, "
+            f"got {weight_normalization!r}"
+        )
+
+
+def task_shares(weights: str | Sequence[float] | None, num_tasks: int) -> list[float]:
+    """Shares of the tasks in a batch, as native code takes them; none where none are wanted."""
+    if weights is None:
+        return []
+    if isinstance(weights, str):
+        if weights != "balanced":
+            raise ValueError(
+                f"sample: task_weights must be 'balanced' or one number per task, got {weights!r}"
+            )
+        return [1.0] * num_tasks
+    # An empty list would mean "no weights" behind the binding.
+    return list(weights) or [math.nan]
 
 
 def vector(function: str, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

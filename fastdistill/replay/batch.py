@@ -12,7 +12,7 @@ import itertools
 import math
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ class ReplayBatch(NamedTuple):
         reward: ``[B]`` float32, the discounted sum over the n-step window.
         discount: ``[B]`` float32, what multiplies the value of ``next_obs``: ``discount**k`` after
             k steps, 0 after a termination.
-        next_obs: like ``obs``, k steps later.
+        next_obs: like ``obs``, k steps later; without rows where it was not asked for.
         weight: ``[B]`` float32 importance weights.
         id: ``[B]`` int64, (lane, step) of the row; never used again for another one.
         task: ``[B]`` int64, index of the row's task.
@@ -66,10 +66,10 @@ class RowSpec(NamedTuple):
 class Slab:
     """Memory of one batch, lent to its tensors and known to be free when they are gone."""
 
-    def __init__(self, num_rows: int, spec: RowSpec) -> None:
-        self.num_rows = num_rows
+    def __init__(self, num_rows: int, spec: RowSpec, with_next_obs: bool) -> None:
+        self.size = (num_rows, with_next_obs)
         self._names = tuple(spec.columns)
-        self._arrays = [np.empty((num_rows, *shape), dtype) for shape, dtype in _fields(spec)]
+        self._arrays = [np.empty(*field) for field in _fields(num_rows, spec, with_next_obs)]
         self.native = _native_batch(self._arrays)
         self._idle_references = self._references()
 
@@ -94,9 +94,9 @@ class PinnedSlab:
     cache, which then keeps the memory until the device has read it, whoever drops the tensors.
     """
 
-    def __init__(self, num_rows: int, spec: RowSpec) -> None:
+    def __init__(self, num_rows: int, spec: RowSpec, with_next_obs: bool) -> None:
         self._names = tuple(spec.columns)
-        fields = [((num_rows, *shape), dtype) for shape, dtype in _fields(spec)]
+        fields = list(_fields(num_rows, spec, with_next_obs))
         sizes = [row_bytes(*field) for field in fields]
         starts = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
         # One block, for each would cost a search of the cache.
@@ -120,23 +120,25 @@ class SlabPool:
         self._thread = threading.local()
         self._is_pinned = torch.cuda.is_available()
 
-    def take(self, num_rows: int) -> Slab | PinnedSlab:
+    def take(self, num_rows: int, with_next_obs: bool) -> Slab | PinnedSlab:
         """A slab that nobody holds a tensor of, else a new one."""
         if self._is_pinned:
-            return PinnedSlab(num_rows, self._spec)
+            return PinnedSlab(num_rows, self._spec, with_next_obs)
         slabs: list[Slab] | None = getattr(self._thread, "slabs", None)
         if slabs is None:
             slabs = self._thread.slabs = []
         for slab in slabs:
-            if slab.num_rows == num_rows and slab.is_free():
+            if slab.size == (num_rows, with_next_obs) and slab.is_free():
                 return slab
-        slabs.append(Slab(num_rows, self._spec))
+        slabs.append(Slab(num_rows, self._spec, with_next_obs))
         if len(slabs) > _SLABS_KEPT:
             del slabs[0]
         return slabs[-1]
 
 
 _ALIGNMENT = 64  # bytes; any dtype can be viewed there
+
+_NEXT_OBS = 4  # its place among the fields
 
 # Two serve a loop that drops a batch when it gets the next; four, two such loops or batch sizes.
 _SLABS_KEPT = 4
@@ -152,12 +154,16 @@ def _native_batch(arrays: Sequence[npt.NDArray[Any]]) -> _core.ReplayBatch:
     return _core.ReplayBatch(obs, action, reward, discount, next_obs, weight, row_id, task, columns)
 
 
-def _fields(spec: RowSpec) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and dtype per row of each field of a batch, extra columns last."""
+def _fields(
+    num_rows: int, spec: RowSpec, with_next_obs: bool
+) -> Iterator[tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of each field of a batch, extra columns last."""
     integers, floats = ((), np.dtype(np.int64)), ((), np.dtype(np.float32))
     obs = (spec.obs_shape, spec.frame_dtype)
     fields = [obs, integers, floats, floats, obs, floats, integers, integers]
-    return fields + list(spec.columns.values())
+    for place, (shape, dtype) in enumerate([*fields, *spec.columns.values()]):
+        is_left_out = place == _NEXT_OBS and not with_next_obs
+        yield (0 if is_left_out else num_rows, *shape), dtype
 
 
 def _batch_of(tensors: Iterable[Tensor], names: Sequence[str]) -> ReplayBatch:

@@ -9,7 +9,6 @@ Source: Schaul et al. 2015, "Prioritized Experience Replay" (proportional varian
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,28 +20,26 @@ from torch import Tensor
 
 from fastdistill._native import core as _core
 from fastdistill.replay.arguments import (
+    NORMALIZATIONS,
     ArrayLike,
     ColumnSpec,
     append_rows,
+    check_sample,
     initial_priority_policy,
     integer,
+    lanes_of_tasks,
     require_memory,
     row_spec,
+    task_shares,
     vector,
 )
 from fastdistill.replay.batch import ReplayBatch, SlabPool, row_bytes
 from fastdistill.replay.files import atomic_write, regular_file
+from fastdistill.replay.processes import OfOneProcess
 
 __all__ = ["PrioritizedReplay", "ReplayBatch", "RowPriorities"]
 
-_MAX_BATCH = 1 << 20
 _STEP_BITS = 48
-
-_NORMALIZATIONS = {
-    "batch": _core.WeightNormalization.batch,
-    "global": _core.WeightNormalization.global_,
-    "none": _core.WeightNormalization.none,
-}
 
 
 class RowPriorities(NamedTuple):
@@ -57,7 +54,7 @@ class RowPriorities(NamedTuple):
     priority: Tensor
 
 
-class PrioritizedReplay:
+class PrioritizedReplay(OfOneProcess):
     """A ring of the latest transitions of many environment streams, sampled by priority.
 
     One lane per environment stream. At any time one thread may append to a lane, and any number of
@@ -120,16 +117,13 @@ class PrioritizedReplay:
         stack = integer("stack", stack, bits=32)
         self._spec = row_spec(frame_shape, frame_dtype, stack, columns or {})
         exponents = np.atleast_1d(np.asarray(priority_exponent, np.float64)).tolist()
-        task_lanes = [num_lanes]
-        if lanes_per_task is not None and len(lanes_per_task) > 0:
-            task_lanes = [integer("lanes_per_task", lanes, bits=32) for lanes in lanes_per_task]
         if pad not in ("zero", "first"):
             raise ValueError(f"PrioritizedReplay: pad must be 'zero' or 'first', got {pad!r}")
         policy, fixed_priority = initial_priority_policy(initial_priority)
         options: dict[str, Any] = {
             "lane_capacity_steps": lane_capacity,
             "num_lanes": num_lanes,
-            "lanes_per_task": task_lanes,
+            "lanes_per_task": lanes_of_tasks(lanes_per_task, num_lanes),
             "stack": stack,
             "n_step": integer("n_step", n_step, bits=32),
             "discount": float(discount),
@@ -146,7 +140,7 @@ class PrioritizedReplay:
         )
         self._memory_bytes = config.required_bytes()
         require_memory(self._memory_bytes)
-        self._core = _core.Replay(config)
+        self._core: _core.Replay = _core.Replay(config)
         self._schema = json.dumps(
             options
             | {
@@ -157,9 +151,10 @@ class PrioritizedReplay:
         )
         self._lane_capacity = lane_capacity
         self._num_samplers = len(exponents)
-        self._num_tasks = len(task_lanes)
+        self._num_tasks = len(options["lanes_per_task"])
         self._lanes = np.arange(num_lanes)
         self._slabs = SlabPool(self._spec)
+        super().__init__()
 
     @property
     def capacity(self) -> int:
@@ -245,6 +240,7 @@ class PrioritizedReplay:
         stratified: bool = True,
         weight_normalization: Literal["batch", "global", "none"] = "batch",
         sampler: int = 0,
+        next_obs: bool = True,
     ) -> ReplayBatch:
         """Draws rows with probability ``priority**priority_exponent`` over the sum of all.
 
@@ -259,6 +255,8 @@ class PrioritizedReplay:
             weight_normalization: ``"batch"`` divides the weights by their largest, ``"global"`` by
                 (nearly) the largest of any live row, ``"none"`` leaves them.
             sampler: which entry of ``priority_exponent``.
+            next_obs: whether to gather it, which is half of the copying; a distillation has no use
+                for it.
 
         Returns:
             The batch; pinned memory where CUDA is present.
@@ -268,25 +266,15 @@ class PrioritizedReplay:
             IndexError: no such sampler.
             RuntimeError: no row to draw.
         """
-        if not 1 <= integer("batch_size", batch_size, function="sample") <= _MAX_BATCH:
-            raise ValueError(f"sample: batch_size must be in [1, {_MAX_BATCH}], got {batch_size}")
-        if not 0.0 <= importance_exponent <= 1.0:
-            raise ValueError(
-                f"sample: importance_exponent must be in [0, 1], got {importance_exponent}"
-            )
-        if weight_normalization not in _NORMALIZATIONS:
-            raise ValueError(
-                f"sample: weight_normalization must be one of {sorted(_NORMALIZATIONS)}, "
-                f"got {weight_normalization!r}"
-            )
-        slab = self._slabs.take(batch_size)
+        check_sample(batch_size, importance_exponent, weight_normalization)
+        slab = self._slabs.take(batch_size, next_obs)
         self._core.sample(
             self._sampler("sample", sampler),
             slab.native,
             importance_exponent,
             stratified,
-            _NORMALIZATIONS[weight_normalization],
-            self._task_weights(task_weights),
+            NORMALIZATIONS[weight_normalization],
+            task_shares(task_weights, self._num_tasks),
         )
         return slab.lend()
 
@@ -333,7 +321,7 @@ class PrioritizedReplay:
             IndexError: a row that is not live, or an id that this buffer has not issued.
         """
         id = vector("read", "id", id, torch.int64)
-        slab = self._slabs.take(id.shape[0])
+        slab = self._slabs.take(id.shape[0], True)
         self._core.read(id.numpy(), slab.native)
         return slab.lend()
 
@@ -401,16 +389,3 @@ class PrioritizedReplay:
                 f"{function}: sampler must be in [0, {self._num_samplers}), got {sampler}"
             )
         return sampler
-
-    def _task_weights(self, weights: str | Sequence[float] | None) -> list[float]:
-        if weights is None:
-            return []
-        if isinstance(weights, str):
-            if weights != "balanced":
-                raise ValueError(
-                    f"sample: task_weights must be 'balanced' or one number per task, "
-                    f"got {weights!r}"
-                )
-            return [1.0] * self._num_tasks
-        # An empty list would mean "no weights" behind the binding.
-        return list(weights) or [math.nan]

@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+from fastdistill._files import unwritable, write_atomically
 from fastdistill.envs import make_env
 from fastdistill.evaluation import record_comparison_gif
 from fastdistill.report import figures
@@ -50,20 +51,20 @@ def write_report(run_dir: str | Path) -> Path:
         folder = run_dir / "figures" / path.stem.removeprefix("report-")
         _write_game(run_dir, game, folder, path, place)
     together = read_evaluation(run_dir).get("students")
-    return _write(page, render_games(games, [path.name for path in pages], together))
+    text = render_games(games, [path.name for path in pages], together)
+    write_atomically(page, text.encode(), function="write_report")
+    return page
 
 
 def _write_game(run_dir: Path, results: Results, folder: Path, page: Path, place: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    drawings = figures.draw_all(results, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawings = figures.draw_all(results, folder)
+    except OSError as error:
+        raise unwritable("write_report", folder, error) from error
     gif, why_not = _play(run_dir, results, folder / "play.gif", place)
-    return _write(page, render_page(results, drawings, gif, why_not))
-
-
-def _write(page: Path, text: str) -> Path:
-    temporary = page.with_name(f".{page.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(page)
+    text = render_page(results, drawings, gif, why_not)
+    write_atomically(page, text.encode(), function="write_report")
     return page
 
 

@@ -8,7 +8,7 @@ built; what shapes cannot tell (activations, scaling) the caller reads from the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -179,7 +179,7 @@ def check_actions(source: Source, num_actions: int) -> None:
         raise source.refuse(f"have 1 to {MAX_ACTIONS:,} actions", num_actions)
 
 
-def finished(layers: Iterator[nn.Module] | Sequence[nn.Module]) -> nn.Sequential:
+def finished(layers: Sequence[nn.Module]) -> nn.Sequential:
     """The network, in evaluation mode and without gradients, as teachers are."""
     return nn.Sequential(*layers).eval().requires_grad_(False)
 

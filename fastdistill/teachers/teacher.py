@@ -7,6 +7,7 @@ badly without an error; here each mismatch is refused in words. Labels are alway
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdistill.envs import EnvSpec, LaneEnv, make_env
-from fastdistill.networks.checkpoint import KINDS, load_network
+from fastdistill.envs import EnvSpec, LaneEnv, make_env, usable_device
+from fastdistill.networks.cards import KINDS
+from fastdistill.networks.checkpoint import load_network
 from fastdistill.networks.games import game_card
 from fastdistill.networks.qnetwork import QNetwork, num_parameters
 from fastdistill.teachers.cleanrl import load_cleanrl
@@ -137,13 +139,18 @@ def load_teacher(
             "load_teacher: source must be a checkpoint path, 'zoo:NAME', 'sb3:FILE', "
             "'cleanrl:FILE' or a torch module, "
             f"got {type(source).__name__}"
+            f"{'; give its .module()' if hasattr(source, 'graph_module') else ''}"
         )
     kind = kind or card.get("kind", "q_values")
     if kind not in KINDS:
         raise ValueError(f"load_teacher: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    module = module.to(device).eval().requires_grad_(False)
+    device = usable_device(device)
+    module = module.to(device).requires_grad_(False)
+    # An exported program has one mode, and refuses to be told.
+    with contextlib.suppress(NotImplementedError):
+        module = module.eval()
     name = None if isinstance(source, nn.Module) else str(source)
-    teacher = Teacher(module, card, torch.device(device), kind, name)
+    teacher = Teacher(module, card, device, kind, name)
     if env is not None:
         teacher.check(env)
     elif (game := recorded_game(card)) is not None:

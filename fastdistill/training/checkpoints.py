@@ -70,7 +70,7 @@ class TrainingCheckpoints:
         if replay is not None:
             replay(snapshot)  # before the description, which must never name what is not there
             card = {**card, "replay": snapshot.name}
-        path = write_checkpoint(self._description(step), tensors, {**card, "step": step})
+        path = write_checkpoint(self.description(step), tensors, {**card, "step": step})
         if replay is None:
             snapshot.unlink(missing_ok=True)  # of a checkpoint that was replaced
         before = [older for older in self._steps() if older < step and self._is_usable(older)][-1:]
@@ -105,7 +105,7 @@ class TrainingCheckpoints:
     def _read(
         self, step: int, load_replay: Callable[[Path], None] | None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        path, snapshot = self._description(step), self._snapshot(step)
+        path, snapshot = self.description(step), self._snapshot(step)
         tensors, card = read_checkpoint(path)
         _check_names(path, card, step, snapshot.name)
         if card.get("replay") is not None and load_replay is not None:
@@ -126,12 +126,13 @@ class TrainingCheckpoints:
     def _is_usable(self, step: int) -> bool:
         """Whether a checkpoint looks whole, without reading its tensors and rows."""
         try:
-            card = read_card(self._description(step))
+            card = read_card(self.description(step))
         except CheckpointError:
             return False
         return card.get("replay") is None or self._snapshot(step).is_file()
 
-    def _description(self, step: int) -> Path:
+    def description(self, step: int) -> Path:
+        """The path of a checkpoint's description, whether there is one or not."""
         return self.directory / f"step_{step:012d}.json"
 
     def _snapshot(self, step: int) -> Path:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdistill import streams
-from fastdistill.envs import LaneEnv, Policy, Step, epsilon_greedy, policy_values
+from fastdistill.envs import EnvFault, LaneEnv, Policy, Step, epsilon_greedy, policy_values
 from fastdistill.replay import PrioritizedReplay
 from fastdistill.training.counters import Counters
-from fastdistill.training.state import env_tensors, restore_env
+from fastdistill.training.state import check_state, env_tensors, restore_env
 
 
 class Choice(NamedTuple):
@@ -32,6 +32,13 @@ class Choice(NamedTuple):
     greedy: NDArray[np.int64]
     columns: dict[str, NDArray[Any]]
 
+
+# What its state is like, see ``check_state``.
+_STATE = {
+    "rng": {
+        "bit_generator": "PCG64", "state": {"state": 0, "inc": 0}, "has_uint32": 0, "uinteger": 0,
+    }
+}  # fmt: skip
 
 # Observations [lanes, *obs_shape] -> what to do.
 Driver = Callable[[NDArray[Any]], Choice]
@@ -71,7 +78,7 @@ class Collector:
             epsilon: Share of random actions; None for random play, which asks no driver.
         """
         env, counters = self.env, self._counters
-        obs = env.obs
+        obs, drawn = env.obs, self.rng.bit_generator.state
         columns: dict[str, NDArray[Any]] = {}
         if epsilon is None:
             action = self.rng.integers(env.spec.num_actions, size=env.num_lanes)
@@ -79,7 +86,11 @@ class Collector:
             greedy, columns = self._driver(obs)
             action = epsilon_greedy(greedy, epsilon, env.spec.num_actions, self.rng)
         counters.lap("act")
-        step = env.step(action)
+        try:
+            step = env.step(action)
+        except EnvFault:
+            self.rng.bit_generator.state = drawn  # that step was none
+            raise
         counters.add_episodes(step.episodes)
         counters.lap("env")
         self._store(obs, step, columns)
@@ -91,6 +102,7 @@ class Collector:
 
     def restore(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         """The reverse of ``state``."""
+        check_state(card, _STATE, "collector")
         restore_env(self.env, tensors)
         self.rng.bit_generator.state = card["rng"]
 

@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from fastdistill._files import parse_json, read_bytes
+from fastdistill._files import parse_json, read_bytes, shown
 
 
 class Config(Protocol):
@@ -58,18 +58,20 @@ def read_configuration(path: Path, recipe: str, asked: ConfigT) -> ConfigT:
         raise ValueError(f"open_run: {path} must be readable JSON, got {error}") from error
     stored = stored if isinstance(stored, dict) else {}
     if stored.get("recipe") != recipe:
-        raise ValueError(f"open_run: run must be of {recipe}, got {stored.get('recipe')}")
+        raise ValueError(
+            f"open_run: run must be of {recipe}, got {shown(stored.get('recipe'))} in {path}"
+        )
     values = stored.get("config")
     if not isinstance(values, dict):
-        raise ValueError(f"open_run: {path} must hold config (an object), got {values!r}")
+        raise ValueError(f"open_run: {path} must hold config (an object), got {shown(values)}")
     hints = typing.get_type_hints(type(asked))
     fields = {field.name: field for field in dataclasses.fields(asked)}
     for name, value in values.items():
         if name not in fields:
-            raise ValueError(f"open_run: {path} must name options of {recipe}, got {name!r}")
+            raise ValueError(f"open_run: {path} must name options of {recipe}, got {shown(name)}")
         if not _fits(value, hints[name]):
             raise ValueError(
-                f"open_run: {path} must give {name} as {fields[name].type}, got {value!r}"
+                f"open_run: {path} must give {name} as {fields[name].type}, got {shown(value)}"
             )
         values[name] = Path(value) if hints[name] is Path else value
     others = [
@@ -84,7 +86,25 @@ def read_configuration(path: Path, recipe: str, asked: ConfigT) -> ConfigT:
             "open_run: a resumed run must keep its own options, got "
             f"{', '.join(others)}; leave them out, or begin a new run"
         )
-    return type(asked)(**{**values, "run_dir": path.parent})
+    try:
+        return type(asked)(**{**values, "run_dir": path.parent})
+    except ValueError as error:
+        raise ValueError(f"open_run: {path}: {error}") from error
+
+
+def check_types(config: Config) -> None:
+    """Refuse fields of another type than they are declared with.
+
+    Raises:
+        TypeError: With the field.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not _fits(value, hints[field.name]):
+            raise TypeError(
+                f"{type(config).__name__}: {field.name} must be of type {field.type}, got {value!r}"
+            )
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

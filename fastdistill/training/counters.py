@@ -13,6 +13,15 @@ import torch
 from torch import Tensor
 
 from fastdistill.envs import Episode
+from fastdistill.training.state import check_state
+
+# What their states are like, see ``check_state``.
+_COUNTERS = {
+    "step": 0, "updates": 0, "recent_returns": [0.0], "episodes": 0,
+    "fresh_episodes": [[0.0]], "wall_seconds": 0.0, "total_seconds": {"*": 0.0},
+    "recorded_seconds": {"*": 0.0}, "recorded_step": 0, "since_record_seconds": 0.0,
+}  # fmt: skip
+_MEANS = {"sums": {"*": 0.0}, "count": 0}
 
 
 class Counters:
@@ -103,6 +112,7 @@ class Counters:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The reverse of ``state``."""
+        check_state(state, _COUNTERS, "counters")
         now = time.perf_counter()
         self.step = state["step"]
         self.updates = state["updates"]
@@ -153,5 +163,6 @@ class Means:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The reverse of ``state``."""
+        check_state(state, _MEANS, "means")
         self._sums = {k: torch.tensor(v, dtype=torch.float64) for k, v in state["sums"].items()}
         self.count = state["count"]

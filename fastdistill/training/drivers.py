@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fastdistill._files import is_int, shown
 from fastdistill.envs import policy_values
 from fastdistill.teachers import Teacher
 from fastdistill.training.collector import Choice
+from fastdistill.training.state import check_state
 
 DRIVERS = ("teacher", "student", "mixture")
 TEACHER = -1
@@ -74,7 +76,15 @@ class Drivers:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The reverse of ``state``."""
-        self.lanes = np.array(state["lanes"], np.int64)
+        check_state(state, {"lanes": [], "owed": 0.0}, "drivers")
+        lanes, known = state["lanes"], range(TEACHER, len(self._students))
+        fit = len(lanes) == len(self.lanes) and all(is_int(at) and at in known for at in lanes)
+        if not fit:
+            raise ValueError(
+                f"drivers.lanes must be {len(self.lanes)} integers in [{TEACHER}, "
+                f"{len(self._students)}), got {shown(lanes)}"
+            )
+        self.lanes = np.array(lanes, np.int64)
         self._owed = state["owed"]
 
     def __call__(self, obs: NDArray[Any]) -> Choice:

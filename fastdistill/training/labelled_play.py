@@ -19,7 +19,7 @@ from fastdistill.training.inputs import STATISTICS_BATCHES, STATISTICS_ROWS, Inp
 from fastdistill.training.learners.student import Student
 from fastdistill.training.run import say
 from fastdistill.training.shares import Shares, lane_groups, rows_of, sample_tasks
-from fastdistill.training.state import select, under
+from fastdistill.training.state import check_state, select, under
 from fastdistill.training.targets import auto_temperature
 from fastdistill.training.task import Task
 
@@ -127,7 +127,7 @@ class LabelledPlay:
         counts = [0] * len(self.tasks)
         counts[place] = STATISTICS_ROWS
         for _ in range(STATISTICS_BATCHES):
-            batch = sample_tasks(self.replay, counts)
+            batch = sample_tasks(self.replay, counts, next_obs=False)
             labels.append(batch.columns["teacher_logits"][:, : task.spec.num_actions].clone())
             statistics.add(batch.obs)
         if task.temperature == 0.0:
@@ -138,7 +138,7 @@ class LabelledPlay:
 
     def sample(self, batch_size: int) -> Lesson:
         """Observations and the teachers' values of them, on the teachers' device."""
-        batch = sample_tasks(self.replay, self._shares.take(batch_size))
+        batch = sample_tasks(self.replay, self._shares.take(batch_size), next_obs=False)
         self._counters.lap("replay")
         return self._lesson(batch)
 
@@ -174,6 +174,12 @@ class LabelledPlay:
 
     def restore(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         """The reverse of ``state``."""
+        task_state = {"collector": {}, "drivers": {}, "temperature": 0.0, "levels": (None, [0.0])}
+        check_state(card, {"shares": [0.0], "tasks": [task_state]}, "source")
+        if not len(card["tasks"]) == len(card["shares"]) == len(self.tasks):
+            raise ValueError(
+                f"source.tasks must be of {len(self.tasks)} games, got {len(card['tasks'])}"
+            )
         self._shares.restore(card["shares"])
         for place, (task, _, drivers, collector) in enumerate(self._stages):
             own = card["tasks"][place]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
+from fastdistill.envs import usable_device
 from fastdistill.networks.convolutions import prefers_bfloat16
 
 
@@ -17,7 +18,7 @@ def pick_device(device: str) -> torch.device:
     """``"auto"`` is CUDA where there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    return usable_device(device)
 
 
 def default_bfloat16() -> bool:

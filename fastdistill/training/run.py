@@ -10,6 +10,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from fastdistill._files import unwritable, write_atomically
 from fastdistill.envs import engine_versions
-from fastdistill.networks.checkpoint import versions, write_checkpoint
+from fastdistill.networks.checkpoint import CheckpointError, versions, write_checkpoint
 from fastdistill.training.checkpoints import TrainingCheckpoints
 from fastdistill.training.configuration import Config, configuration_to_json, read_configuration
 from fastdistill.training.counters import Counters
@@ -29,6 +31,9 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 # Of the training checkpoints; those of version 0.1.0 had another engine, the second had one task.
 ENGINE = 3
+
+# What a killed process left of a file that is written in one step (see ``write_atomically``).
+_TORN = re.compile(r"\..+\.(json|html|safetensors|jsonl(\.damaged-\d+)?)\.\d+\.tmp")
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (it names what happened)
@@ -51,7 +56,6 @@ class Run(Generic[ConfigT]):
 
     Attributes:
         config: To train with; of a resumed run, its own.
-        directory: Where everything is written.
         at: How far it is.
         finished: Whether the recipe came to its end, which it sets.
     """
@@ -67,8 +71,8 @@ class Run(Generic[ConfigT]):
         unit: What its cadence counts, ``"steps"`` or ``"updates"``.
         stop: Asked between steps.
         """  # noqa: D205
-        self.directory = Path(config.run_dir)
-        path = self.directory / "config.json"
+        self._directory = Path(config.run_dir)
+        path = self._directory / "config.json"
         if resume:
             config = read_configuration(path, recipe, config)
         elif path.exists():
@@ -83,23 +87,33 @@ class Run(Generic[ConfigT]):
         self._resume = resume
         self._unit = unit
         self._stop = stop
-        self._checkpoints = TrainingCheckpoints(self.directory / "checkpoints")
+        self._checkpoints = TrainingCheckpoints(self._directory / "checkpoints")
         self._asked: dict[str, int] = {}
         self._lock: int | None = None
         self._writer: RunWriter | None = None
         self._progress: Progress | None = None
 
     def __enter__(self) -> Run[ConfigT]:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = _claim(self.directory)
         if not self._resume:
-            record = {
-                "recipe": self._recipe,
-                "config": configuration_to_json(self.config),
-                "versions": {**versions(), **engine_versions()},
-            }
-            path = self.directory / "config.json"
-            path.write_text(json.dumps(record, indent=2) + "\n")
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable("open_run", self._directory, error) from error
+        self._lock = _claim(self._directory)
+        try:
+            for folder in (self._directory, self._directory / "students"):
+                _remove_torn(folder)
+            if not self._resume:
+                record = {
+                    "recipe": self._recipe,
+                    "config": configuration_to_json(self.config),
+                    "versions": {**versions(), **engine_versions()},
+                }
+                payload = (json.dumps(record, indent=2) + "\n").encode()
+                write_atomically(self.directory / "config.json", payload, function="open_run")
+        except BaseException:
+            os.close(self._lock)
+            raise
         return self
 
     def __exit__(
@@ -114,27 +128,63 @@ class Run(Generic[ConfigT]):
         if self._lock is not None:
             os.close(self._lock)  # and with it the claim
 
+    @property
+    def directory(self) -> Path:
+        """Where everything is written.
+
+        Raises:
+            FileNotFoundError: Once it is gone, or another stands in its place: whoever took it
+                away does not find it made anew.
+        """
+        try:
+            there = os.stat(self._directory)
+        except OSError:
+            there = None
+        ours = there if self._lock is None else os.fstat(self._lock)
+        if there is None or ours is None or not os.path.samestat(there, ours):
+            raise FileNotFoundError(
+                "training: run_dir must stay while it is trained in, got "
+                f"{'none' if there is None else 'another'} at {self._directory}"
+            )
+        return self._directory
+
     def restore(
-        self, load_replay: Callable[[Path], None] | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        self,
+        take: Callable[[dict[str, Tensor], dict[str, Any]], None],
+        load_replay: Callable[[Path], None] | None = None,
+    ) -> bool:
         """Begin, or continue from the newest checkpoint.
 
         Args:
+            take: Called with what ``checkpoint`` was given.
             load_replay: Takes the snapshot that belongs to the checkpoint.
 
         Returns:
-            What ``checkpoint`` was given; None where there is nothing yet, and all begins.
+            Whether there was one; if not, all begins.
+
+        Raises:
+            CheckpointError: Every one is damaged, or the newest is not of this configuration.
         """
         loaded = self._checkpoints.latest(load_replay) if self._resume else None
         if loaded is not None:
-            _, card = loaded
+            tensors, card = loaded
             if card.get("engine") != ENGINE:
                 raise ValueError(
                     f"resume: checkpoints in {self.directory} must be of this version, got an "
                     "older one's; finish the run with the version that began it, or begin anew "
                     "(its students and teacher.json load as they are)"
                 )
-            self.at.restore(card["counters"])
+            try:
+                self.at.restore(card["counters"])
+                take(tensors, card)
+            except CheckpointError:
+                raise
+            except _MISFITS as error:
+                path = self._checkpoints.description(card["step"])
+                what = f"no {error}" if isinstance(error, KeyError) else str(error)
+                raise CheckpointError(
+                    f"resume: {path} must be of this run's configuration, got {what}"
+                ) from error
             self._asked = dict.fromkeys(("log", "score", "checkpoint"), self._count)
         # A run that begins again, for want of a checkpoint, drops its records of before.
         self._writer = RunWriter(
@@ -145,7 +195,7 @@ class Run(Generic[ConfigT]):
         self._progress = Progress(
             getattr(self.config, f"total_{self._unit}"), start_step=self._count, unit=self._unit
         )
-        return loaded
+        return loaded is not None
 
     @property
     def _count(self) -> int:
@@ -170,10 +220,7 @@ class Run(Generic[ConfigT]):
     def write(self, values: dict[str, float]) -> None:
         """Record metrics."""
         assert self._writer is not None
-        if not self.directory.is_dir():
-            raise FileNotFoundError(
-                f"training: run_dir must stay while it is trained in, got none at {self.directory}"
-            )
+        _ = self.directory  # still there
         self._writer.write(self.at.step, values)
 
     def checkpoint(
@@ -189,6 +236,7 @@ class Run(Generic[ConfigT]):
             card: All other state, as plain JSON types.
             save_replay: Writes the replay's snapshot, which the checkpoint then names.
         """
+        _ = self.directory  # still there
         state = {"engine": ENGINE, "counters": self.at.state(), **card}
         self._checkpoints.write(self.at.step, tensors, state, save_replay)
         self.at.lap("checkpoint")
@@ -217,6 +265,10 @@ class Run(Generic[ConfigT]):
             raise TrainingDiverged(self.keep_diverged("diverged", loss, batch()))
 
 
+# What restoring raises where a checkpoint holds something else than this run wrote.
+_MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+
+
 def say(text: str) -> None:
     """Say something on the terminal, apart from results."""
     print(text, file=sys.stderr)
@@ -234,6 +286,14 @@ def _claim(directory: Path) -> int:
             "another is training"
         ) from error
     return number
+
+
+def _remove_torn(folder: Path) -> None:
+    """Remove what killed processes left of files; whoever calls owns the directory."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _TORN.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def unused(path: Path) -> Path:

@@ -21,9 +21,13 @@ from fastdistill.envs import LaneEnv, Policy
 from fastdistill.evaluation import evaluate_env
 from fastdistill.losses import distill_kl
 from fastdistill.teachers import Teacher
+from fastdistill.training.state import check_state
 
 # Every so many steps of a scored game the teacher is asked about the states, too.
 PROBE_EVERY_STEPS = 8
+
+# What the state of ``Best`` is like, see ``check_state``.
+_STATE = {"score": (None, 0.0), "episodes": 0}
 
 # (episodes, seed) -> mean return of full games; none of them is one of an evaluation's.
 Play = Callable[[int, int], float]
@@ -63,6 +67,8 @@ class Best:
 
     def restore(self, state: list[Any]) -> None:
         """The reverse of ``state``."""
+        check_state(state, [], "best")
+        check_state(dict(zip(_STATE, state, strict=False)), _STATE, "best")
         self.score, self.episodes = state
 
 

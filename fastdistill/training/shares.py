@@ -51,14 +51,19 @@ class Shares:
 
 
 def sample_tasks(
-    replay: PrioritizedReplay, counts: Sequence[int], importance_exponent: float = 0.4
+    replay: PrioritizedReplay,
+    counts: Sequence[int],
+    importance_exponent: float = 0.4,
+    *,
+    next_obs: bool = True,
 ) -> ReplayBatch:
     """So many rows of each task of a replay, ordered by task."""
     if len(counts) == 1:
-        return replay.sample(counts[0], importance_exponent)
+        return replay.sample(counts[0], importance_exponent, next_obs=next_obs)
     # A stratified draw goes through the tasks in their order, and these shares of it are whole
     # numbers of strata.
-    return replay.sample(sum(counts), importance_exponent, task_weights=[float(n) for n in counts])
+    weights = [float(count) for count in counts]
+    return replay.sample(sum(counts), importance_exponent, task_weights=weights, next_obs=next_obs)
 
 
 def rows_of(batch: ReplayBatch, num_tasks: int) -> list[int]:

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from fastdistill._files import is_int, shown
 from fastdistill.envs import EnvState, LaneEnv
 
 
@@ -20,6 +24,60 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
+# What an optimizer remembers of each parameter.
+_MOMENTS = {
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.RMSprop: {"step", "square_avg", "grad_avg"},
+}
+
+
+def check_state(state: Any, example: Any, name: str) -> None:
+    """Refuse a state from a file that is not made like ``example``.
+
+    Args:
+        state: As JSON gives it.
+        example: An integer stands for those from 0 on, a float for any finite number, a string for
+            itself, ``[x]`` for a list of such (``[]``: of anything), ``{"*": x}`` for an object
+            of such under any names, another dictionary for an object of these names, a tuple for
+            one of several.
+        name: Of the state, for the error.
+
+    Raises:
+        ValueError: ``<name>.<field> must be <constraint>, got <value>``.
+    """
+    if isinstance(example, tuple):
+        if state not in [other for other in example if other is None or isinstance(other, str)]:
+            check_state(state, example[-1], name)
+    elif isinstance(example, dict):
+        if not isinstance(state, dict):
+            raise ValueError(f"{name} must be an object, got {shown(state)}")
+        for key in state if "*" in example else example:
+            if key not in state:
+                raise ValueError(f"{name}.{key} must be there, got none")
+            check_state(state[key], example.get("*", example.get(key)), f"{name}.{key}")
+    elif isinstance(example, list):
+        if not isinstance(state, list):
+            raise ValueError(f"{name} must be a list, got {shown(state)}")
+        for index, item in enumerate(state if example else ()):
+            check_state(item, example[0], f"{name}[{index}]")
+    elif isinstance(example, str):
+        if state != example:
+            raise ValueError(f"{name} must be {example!r}, got {shown(state)}")
+    elif is_int(example):
+        if not is_int(state) or state < 0:
+            raise ValueError(f"{name} must be an integer of 0 or more, got {shown(state)}")
+    elif not (is_int(state) or isinstance(state, float)) or not math.isfinite(state):
+        raise ValueError(f"{name} must be a finite number, got {shown(state)}")
+
+
+_ENV = {
+    "seed": torch.int64,
+    "reseeds": torch.int64,
+    "lengths_steps": torch.int64,
+    "actions": torch.int16,
+}
+
+
 def env_tensors(state: EnvState) -> dict[str, Tensor]:
     """An environment's state as tensors."""
     return {
@@ -32,6 +90,11 @@ def env_tensors(state: EnvState) -> dict[str, Tensor]:
 
 def restore_env(env: LaneEnv, tensors: dict[str, Tensor]) -> None:
     """The reverse of ``env_tensors``, played into ``env``."""
+    for name, dtype in _ENV.items():
+        if name not in tensors or tensors[name].dtype != dtype or tensors[name].ndim != 1:
+            found = tensors.get(name)
+            got = "none" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise ValueError(f"tensor env.{name} must be a row of {dtype}, got {got}")
     env.restore(
         EnvState(
             tuple(tensors["seed"].tolist()),
@@ -58,9 +121,21 @@ def restore_learner(
     """The reverse of ``learner_tensors``."""
     network.load_state_dict(select(tensors, "network"))
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = list(network.parameters())
+    wanted = _MOMENTS[type(optimizer)]
     for key, tensor in select(tensors, "optimizer").items():
-        index, name = key.split(".", 1)
+        index, _, name = key.partition(".")
+        known = name in wanted and index.isdecimal() and int(index) < len(parameters)
+        if not known or tensor.shape not in (torch.Size([]), parameters[int(index)].shape):
+            raise ValueError(
+                f"tensor {shown(f'optimizer.{key}')} must be one of the optimizer's, got one of "
+                f"shape {list(tensor.shape)}"
+            )
         state.setdefault(int(index), {})[name] = tensor
+    if any(moments.keys() != wanted for moments in state.values()):
+        raise ValueError(
+            f"tensors optimizer.* must be {sorted(wanted)} of each parameter, got less"
+        )
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

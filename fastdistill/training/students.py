@@ -19,7 +19,7 @@ from fastdistill.training.learners.student import OwnStudent, Student
 from fastdistill.training.publishing import load_student, save_student, student_path
 from fastdistill.training.run import Run, TrainingDiverged, say
 from fastdistill.training.selection import Best, Probe, mean_return
-from fastdistill.training.state import select, under
+from fastdistill.training.state import check_state, select, under
 from fastdistill.training.targets import state_weight
 from fastdistill.training.task import Task
 
@@ -261,6 +261,8 @@ class Students:
 
     def restore(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         """The reverse of ``state``."""
+        example = {"best": [], "means": {}, "diverged_updates": (None, 0)}
+        check_state(card, {student.name: example for student in self.all}, "students")
         for student in self.all:
             student.load(select(tensors, student.name))
             own = card[student.name]

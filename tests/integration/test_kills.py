@@ -22,7 +22,7 @@ RECIPES = {
     "distill": (
         ["distill", "--teacher={teacher}"],
         {
-            "total-updates": 3_000, "learning-starts-steps": 200, "batch-size": 16,
+            "total-updates": 1_500, "learning-starts-steps": 200, "batch-size": 16,
             "replay-capacity": 2_000, "checkpoint-every-updates": 100, "log-every-updates": 20,
             "score-every-updates": 700, "driver": "mixture", "loss": "kl,mse",
         },
@@ -55,11 +55,10 @@ def command(recipe: str, run_dir: Path, teacher: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def start(words: list[str]) -> subprocess.Popen:
+def start(words: list[str], log: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    with log.open("w") as file:
+        return subprocess.Popen(words, env=environment, stdout=file, stderr=file)
 
 
 def tensors_of(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -83,8 +82,9 @@ def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None
         {"game": "CartPole-v1", "kind": "q_values"},
     )  # fmt: skip
     begun = time.monotonic()
-    whole = start(command(recipe, folder / "whole", teacher))
-    assert whole.wait() == 0, whole.stderr.read()
+    log = folder / "log"
+    whole = start(command(recipe, folder / "whole", teacher), log)
+    assert whole.wait() == 0, log.read_text()
     seconds = time.monotonic() - begun
     expected = tensors_of(folder / "whole")
     assert expected
@@ -94,7 +94,7 @@ def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None
     done = 0
     while done < kills:
         resume = ["--resume"] if (run_dir / "config.json").exists() else []
-        process = start([*words, *resume])
+        process = start([*words, *resume], log)
         try:
             # From the first import to shortly before the end of a whole run.
             status = process.wait(timeout=moments.uniform(0.3, 1.0) * seconds)
@@ -102,26 +102,28 @@ def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None
             process.send_signal(signal.SIGKILL)
             process.wait()
             done += 1
+            print(f"{recipe}: {done} killed", flush=True)
             continue
-        assert status == 0, process.stderr.read()
+        assert status == 0, log.read_text()
         assert tensors_of(run_dir).keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(tensor, tensors_of(run_dir)[name]), name
         assert leftovers(run_dir) == []
+        print(f"{recipe}: a run ended, equal", flush=True)
         run_dir = folder / f"killed{done}"
         words = command(recipe, run_dir, teacher)
-    process = start([*words, *(["--resume"] if (run_dir / "config.json").exists() else [])])
-    assert process.wait() == 0, process.stderr.read()
+    resume = ["--resume"] if (run_dir / "config.json").exists() else []
+    assert start([*words, *resume], log).wait() == 0, log.read_text()
     got = tensors_of(run_dir)
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), name
     assert leftovers(run_dir) == []
+    print(f"{recipe}: the last run ended, equal", flush=True)
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_killed_twice_and_resumed_equals_never_killed(tmp_path, recipe):
-    killed_and_resumed(recipe, tmp_path, kills=2, seed=0)
+def test_a_distillation_killed_twice_and_resumed_equals_one_never_killed(tmp_path):
+    killed_and_resumed("distill", tmp_path, kills=2, seed=0)
 
 
 @pytest.mark.stress

@@ -25,9 +25,12 @@ from mutations import damaged_bytes, damaged_json
 
 from fastdistill.networks import Architecture, QNetwork
 from fastdistill.networks.checkpoint import CheckpointError, load_network, save_network
+from fastdistill.recipes.distill import DistillConfig
 from fastdistill.replay import PrioritizedReplay
 from fastdistill.training.checkpoints import TrainingCheckpoints
+from fastdistill.training.configuration import configuration_to_json
 from fastdistill.training.metrics import JsonlWriter, read_jsonl
+from fastdistill.training.run import Run as TrainingRun
 
 MAX_CPU_SECONDS, MAX_MORE_BYTES = 2.0, 500_000_000
 
@@ -252,3 +255,33 @@ def test_damaged_metrics(tmp_path, damage, count, capsys):
             assert damaged.endswith(aside.read_bytes())
             aside.unlink()
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("damage", ["bytes", "values"])
+def test_a_damaged_configuration(tmp_path, damage, count):
+    path = tmp_path / "config.json"
+    asked = DistillConfig(run_dir=tmp_path)
+    text = json.dumps({"recipe": "distill", "config": configuration_to_json(asked)}, indent=2)
+    types = {name: {type(value)} for name, value in vars(asked).items()}
+    types |= {"game": {str, type(None)}, "max_seconds": {float, int, type(None)}}
+    types |= {"temperature": {float, int, str, type(None)}}
+    refused = 0
+    for seed in range(count):
+        rng = random.Random(seed)
+        if damage == "bytes":
+            path.write_bytes(damaged_bytes(text.encode(), rng))
+        else:
+            path.write_text(damaged_json(text, rng))
+        try:
+            with limits():
+                config = TrainingRun("distill", asked, resume=True, unit="updates").config
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017 (or it is read)
+            assert len(str(error)) < 2000  # noqa: PT017
+            refused += 1
+            continue
+        for name, value in vars(config).items():
+            allowed = types[name] | ({int} if types[name] == {float} else set())
+            assert isinstance(value, Path) if name == "run_dir" else type(value) in allowed, name
+    assert refused > count / 3

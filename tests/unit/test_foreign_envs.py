@@ -107,7 +107,7 @@ def test_rewards_that_are_no_numbers_are_refused(reward):
     env = lanes(VECTOR, reward=reward)
     env.reset(0)
     with pytest.raises(
-        ValueError, match=rf"^LaneEnv.step: reward must be finite, got {reward} of plain in lane 0$"
+        ValueError, match=rf"^LaneEnv.step: reward must be finite, got {reward} in lane 0 of plain$"
     ):
         env.step(np.zeros(2, np.int64))
 

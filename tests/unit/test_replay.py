@@ -470,3 +470,26 @@ def test_read_refuses_rows_that_are_gone():
     replay = filled(capacity=8)
     with pytest.raises(IndexError, match="read: id must name a live row, got 1 at row 0"):
         replay.read(torch.tensor([1]))
+
+
+def test_without_next_obs_all_else_is_the_same():
+    """Two equal replays draw the same rows, whether or not next_obs is gathered."""
+    replays = [PrioritizedReplay(200, 2, frame_shape=(3, 5), stack=4, n_step=2) for _ in range(2)]
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        frame = rng.integers(256, size=(2, 3, 5), dtype=np.uint8)
+        reward, ends = rng.normal(size=2).astype(np.float32), rng.random(2) < 0.1
+        for replay in replays:
+            replay.append(frame, [0, 1], reward, ends, [False, False])
+    for batch_size in (1, 17, 64, 17):
+        whole = replays[0].sample(batch_size)
+        part = replays[1].sample(batch_size, next_obs=False)
+        assert part.next_obs.shape == (0, 4, 3, 5)
+        assert whole.next_obs.shape == (batch_size, 4, 3, 5)
+        for name in ("obs", "action", "reward", "discount", "weight", "id", "task"):
+            assert torch.equal(getattr(whole, name), getattr(part, name)), name
+    # Batches of both kinds share no memory.
+    kept = replays[1].sample(17, next_obs=False)
+    before = kept.obs.clone()
+    replays[1].sample(17)
+    assert torch.equal(kept.obs, before)

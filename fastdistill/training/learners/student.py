@@ -196,7 +196,9 @@ def _network(size: str, seed: int, specs: Sequence[EnvSpec], own: OwnStudent | N
                 f"distill: student must be a size where there are several games, got {OWN!r}: a "
                 "module has one output, not one for each game"
             )
-        return make_own(specs[0], own)
+        with torch.random.fork_rng(devices=[]):  # what makes it may draw from the global generator
+            torch.manual_seed(seed)
+            return make_own(specs[0], own)
     actions = [spec.num_actions for spec in specs]
     network = QNetwork.seeded(paper_architecture(size, actions, obs_shape=specs[0].obs_shape), seed)
     if len(specs) > 1:

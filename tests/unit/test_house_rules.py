@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""Sizes that a reader can hold in mind (CONTRIBUTING.md): files of 400 lines, functions of 60."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fastdistill
+
+PACKAGE = Path(fastdistill.__file__).parent
+CSRC = Path(__file__).parents[2] / "csrc"
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+NATIVE = {".h", ".cpp", ".inl", ".cu", ".cuh"}
+
+
+def long_functions(source: str) -> list[tuple[str, int]]:
+    """Functions of more lines than allowed, docstrings apart."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            lines = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                text = node.body[0]
+                assert text.end_lineno is not None
+                lines -= text.end_lineno - text.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                found.append((node.name, lines))
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *sorted(PACKAGE.rglob("*.py")),
+        *sorted(path for path in CSRC.rglob("*") if path.suffix in NATIVE),
+    ],
+    ids=lambda path: path.name,
+)
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= MAX_FILE_LINES
+    if path.suffix == ".py":
+        assert long_functions(text) == []
+
+
+def test_the_rule_notices():
+    body = "\n".join("    x = 1" for _ in range(60))
+    assert long_functions(f"def f():\n{body}") == [("f", 61)]
+    short = "\n".join("    x = 1" for _ in range(59))
+    doc = '    """' + "\n" * 40 + '"""'
+    assert long_functions(f"def f():\n{doc}\n{short}") == []
