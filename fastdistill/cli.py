@@ -35,6 +35,7 @@ from fastdistill.export import export as export_network
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
 from fastdistill.recipes import pqn as pqn_recipe
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
 from fastdistill.teachers import load_teacher, recorded_game
@@ -132,7 +133,7 @@ def teacher_dqn(config: dqn_recipe.DqnConfig, resume: bool = False) -> int:
         return _report_teacher(config.run_dir, dqn_recipe.train(config, resume=resume, stop=stop))
 
 
-def distill(config: distill_recipe.DistillConfig, resume: bool = False) -> int:
+def distill(config: DistillConfig, resume: bool = False) -> int:
     """Distill a teacher into one student, or into many side by side, and write a report.
 
     Args:
@@ -153,7 +154,7 @@ def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:
         run_dir: Where everything is written.
         seed: Of everything.
     """
-    config = distill_recipe.DistillConfig(run_dir=run_dir, seed=seed)
+    config = DistillConfig(run_dir=run_dir, seed=seed)
     is_run = (run_dir / "config.json").exists()
     resume = is_run and not (run_dir / "evaluation.json").exists()
     if run_dir.exists() and not is_run and any(run_dir.iterdir()):

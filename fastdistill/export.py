@@ -200,10 +200,7 @@ def _describe_game(env: LaneEnv) -> dict[str, Any]:
 
 def _played(module: nn.Module, env: LaneEnv, frames: int, seed: int) -> Tensor:
     """Observations of the network's own play, a little random so that games differ."""
-    if len(env.spec.obs_shape) == 3:
-        zeros = torch.zeros((1, *env.spec.obs_shape), dtype=torch.uint8)
-    else:
-        zeros = torch.zeros((1, *env.spec.obs_shape))
+    zeros = torch.zeros((1, *env.spec.obs_shape), dtype=env.spec.obs_dtype)
     try:
         values = module(zeros)
     except (RuntimeError, ValueError) as error:

@@ -77,6 +77,11 @@ class Architecture:
                     f"Architecture: {name} must be at most {MAX_SIZE}, got {shown(value)}"
                 )
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it sees images, which are uint8; else vectors."""
+        return len(self.obs_shape) == 3
+
     def to_json(self) -> dict[str, Any]:
         """The description as plain JSON types."""
         return {

@@ -49,7 +49,7 @@ class QNetwork(nn.Module):
     def __init__(self, architecture: Architecture, *, head_gain: float = 0.1) -> None:
         super().__init__()
         self.architecture = architecture
-        is_image = len(architecture.obs_shape) == 3
+        is_image = architecture.is_image
         frame_shape = architecture.obs_shape[1:] if is_image else architecture.obs_shape
         # Buffers, not parameters: they are data, saved and moved with the weights. Until
         # set_obs_statistics is called they scale uint8 to 0..1 and leave floats alone.
@@ -140,7 +140,7 @@ class QNetwork(nn.Module):
                     f"QNetwork.set_obs_statistics: {name} must be finite with shape "
                     f"{list(own_mean.shape)}, got shape {list(value.shape)}"
                 )
-        floor = _STD_FLOOR if len(self.architecture.obs_shape) == 3 else 1e-3
+        floor = _STD_FLOOR if self.architecture.is_image else 1e-3
         own_mean.copy_(mean)
         own_scale.copy_(1.0 / (std + floor))
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -19,6 +23,7 @@ from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import write_checkpoint
 from fastdistill.recipes import distill as recipe
 from fastdistill.recipes import dqn
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.replay import ReplayBatch
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_play import LabelledPlay
@@ -337,7 +342,7 @@ def test_interrupted_equals_uninterrupted(tmp_path, driver):
     options = {"driver": driver, "task_weights": "1,2", "temperature": "auto"}
     two_games(tmp_path / "whole", **options)
     teachers = [fd.load_teacher(Balancer(), "CartPole-v1"), fd.load_teacher(Homing(), "FdWalk-v0")]
-    config = recipe.DistillConfig(
+    config = DistillConfig(
         run_dir=tmp_path / "cut", teacher="a module,a module", game="CartPole-v1,FdWalk-v0",
         **{**SMALL, **options},
     )  # fmt: skip
@@ -352,6 +357,34 @@ def test_interrupted_equals_uninterrupted(tmp_path, driver):
         for key, value in one.items():
             if not key.startswith("time/") and key != "charts/SPS":
                 assert value == other[key], key
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    """By SIGKILL, once there is a checkpoint and once more after a while."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\nimport test_several_games as own\n"
+        "own.two_games(Path(sys.argv[1]), total_updates=600, resume=len(sys.argv) > 2)\n"
+    )
+    two_games(tmp_path / "whole", total_updates=600)
+    run_dir, log = tmp_path / "killed", tmp_path / "log"
+    for kill in range(3):
+        words = [sys.executable, str(script), str(run_dir)]
+        words += ["resume"] if kill else []
+        seen = set((run_dir / "checkpoints").glob("step_*.json"))
+        with log.open("w") as file:
+            process = subprocess.Popen(words, stdout=file, stderr=file)
+            if kill < 2:
+                while process.poll() is None:
+                    if set((run_dir / "checkpoints").glob("step_*.json")) - seen:
+                        process.kill()
+                        break
+                    time.sleep(0.005)
+                assert process.wait() == -9, log.read_text()
+            else:
+                assert process.wait() == 0, log.read_text()
+    assert_equal(weights(tmp_path / "whole"), weights(run_dir))
 
 
 def test_a_single_game_by_name_is_the_same_bits(tmp_path):
@@ -385,7 +418,7 @@ def test_what_cannot_be_is_refused_in_words(tmp_path):
         with pytest.raises(error, match=message):
             two_games(run_dir, teachers, **options)
     teachers = [cartpole, cartpole]
-    config = recipe.DistillConfig(run_dir=run_dir, game="CartPole-v1,CartPole-v1", **SMALL)
+    config = DistillConfig(run_dir=run_dir, game="CartPole-v1,CartPole-v1", **SMALL)
     with pytest.raises(ValueError, match="distill: game must not repeat, got CartPole-v1, Cart"):
         recipe.train(config, teachers=teachers)
     with pytest.raises(ValueError, match="distill: game must name one for each of 1 teachers, got"):
@@ -412,7 +445,7 @@ def test_a_checkpoint_of_several_games_serves_each(tmp_path, capsys):
         assert record.metadata["game"] == game
     capsys.readouterr()
     assert main(["evaluate", str(path)]) == 2
-    assert "evaluate: game must be one of CartPole-v1, FdWalk-v0" in capsys.readouterr().err
+    assert "game must be one of the checkpoint's, CartPole-v1, FdWalk-v0" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match="game must be one of the checkpoint's, CartPole-v1, FdWalk-"
     ):

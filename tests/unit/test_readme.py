@@ -24,7 +24,7 @@ import fastdistill as fd
 from fastdistill import cli
 from fastdistill.envs import PRESETS
 from fastdistill.evaluation import compare
-from fastdistill.recipes.distill import DistillConfig
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.dqn import DqnConfig
 from fastdistill.recipes.pqn import PqnConfig
 
