@@ -41,7 +41,7 @@ from fastdistill.training.process import (
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.selection import Best
 from fastdistill.training.shares import Shares, lane_groups, sample_tasks
-from fastdistill.training.state import select, under
+from fastdistill.training.state import check_state, select, under
 from fastdistill.training.task import check_games
 
 
@@ -264,6 +264,13 @@ class _Parts:
         self.learner.copy_target()
 
     def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+        check_state(card, {"collectors": [{}], "shares": [0.0]}, "checkpoint")
+        found = [len(card[name]) for name in ("collectors", "shares")]
+        if found != [len(self.collectors)] * 2:
+            raise ValueError(
+                f"collectors and shares must be of {len(self.collectors)} games, got {found[0]} "
+                f"and {found[1]}"
+            )
         self.learner.load(select(tensors, "learner"))
         for place, collector in enumerate(self.collectors):
             collector.restore(select(tensors, f"env{place}"), card["collectors"][place])
