@@ -64,12 +64,15 @@ sanitize: setup  ## Run the C++ tests under ThreadSanitizer, then AddressSanitiz
 	  $(BIN)/ctest --test-dir build/$$kind --output-on-failure || exit 1; \
 	done
 
-stress: setup  ## Run the concurrent replay for 10^9 operations and the long property tests
+stress: setup  ## Run the concurrent replay for 10^9 operations, all tests marked stress or slow, the fuzzers
 	$(MAKE) test-cpp
 	$(CPP_TESTS)/tests/cpp/test_replay_stress 1000000000
 	$(BIN)/pytest -m "slow or stress" tests/property
-	$(BIN)/pytest -m stress tests/unit
+	$(BIN)/pytest -m stress tests/unit tests/integration
 	$(MAKE) fuzz
+	@if $(BIN)/python -c "import atheris" 2> /dev/null; then \
+	  $(BIN)/python tests/fuzz/fuzz_checkpoint.py -max_total_time=$(FUZZ_SECONDS); \
+	else echo "fuzz_checkpoint: skipped, no atheris"; fi
 
 # libFuzzer comes with clang alone (Debian: clang-14 and libclang-rt-14-dev).
 FUZZ_CXX ?= $(shell command -v clang++ || command -v clang++-14)

@@ -20,7 +20,7 @@ import machine
 from plain_distill import plain_distill
 
 import fastdistill as fd
-from fastdistill.recipes.distill import DistillConfig
+from fastdistill.recipes.distill_config import DistillConfig
 
 
 def ours(game: str, updates: int, **options: Any) -> dict[str, Any]:

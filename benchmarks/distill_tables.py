@@ -21,7 +21,8 @@ import numpy as np
 
 from fastdistill.evaluation.statistics import seeds_percent, seeds_score
 from fastdistill.networks.checkpoint import read_card
-from fastdistill.recipes.distill import DistillConfig, train
+from fastdistill.recipes.distill import train
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.training.metrics import read_jsonl
 
 HERE = Path(__file__).parent

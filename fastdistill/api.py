@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from fastdistill.envs import EnvSpec
-from fastdistill.recipes.distill import DistillConfig, DistillResult, train
+from fastdistill.recipes.distill import DistillResult, train
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.teachers import Teacher, load_teacher
 from fastdistill.training.learners.student import OWN, OwnStudent
 from fastdistill.training.process import pick_device

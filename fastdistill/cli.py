@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from fastdistill.export import export as export_network
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
 from fastdistill.recipes import pqn as pqn_recipe
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
 from fastdistill.teachers import load_teacher, recorded_game
@@ -131,7 +133,7 @@ def teacher_dqn(config: dqn_recipe.DqnConfig, resume: bool = False) -> int:
         return _report_teacher(config.run_dir, dqn_recipe.train(config, resume=resume, stop=stop))
 
 
-def distill(config: distill_recipe.DistillConfig, resume: bool = False) -> int:
+def distill(config: DistillConfig, resume: bool = False) -> int:
     """Distill a teacher into one student, or into many side by side, and write a report.
 
     Args:
@@ -152,7 +154,7 @@ def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:
         run_dir: Where everything is written.
         seed: Of everything.
     """
-    config = distill_recipe.DistillConfig(run_dir=run_dir, seed=seed)
+    config = DistillConfig(run_dir=run_dir, seed=seed)
     is_run = (run_dir / "config.json").exists()
     resume = is_run and not (run_dir / "evaluation.json").exists()
     if run_dir.exists() and not is_run and any(run_dir.iterdir()):
@@ -353,9 +355,12 @@ def _later(command: Command) -> Command:
 
 
 def _unframed(said: str) -> str:
-    """What is wrong with the arguments, out of the frame that tyro draws around it."""
-    text = " ".join(line.strip("│ ") for line in said.splitlines() if line.startswith("│"))
-    text = re.split(" ─| For full helptext", text)[0] or " ".join(said.split())
+    """What is wrong with the arguments, out of the frame that tyro draws around it.
+
+    A title, perhaps a rule, what is wrong, a rule, advice; where lines cannot be drawn, blanks.
+    """
+    lines = [re.sub("^[─-]+$", "", line.strip("│ ")) for line in said.splitlines()[1:]]
+    text = " ".join(takewhile(bool, dropwhile(lambda line: not line, lines)))
     return re.sub(r"^Error parsing \S*dummy\S*: ", "", text)  # a whole configuration has no name
 
 

@@ -169,9 +169,9 @@ def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) 
             for game in config.games
         ]
         check_games("teacher_dqn", [env.spec for env in envs])
+        parts = _Parts(config, run, envs, device)  # before the run has a directory
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
-        parts = _Parts(config, run, envs, device)
         parts.begin()
         while not (run.finished or run.stopping):
             try:

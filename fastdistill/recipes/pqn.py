@@ -133,28 +133,27 @@ def train(config: PqnConfig, *, resume: bool = False, stop: Stop | None = None) 
     config = run.config
     keep_freed_memory()
     device = pick_device(config.device)
-    with (
-        closing(make_env(config.game, config.num_lanes, preset=config.preset)) as env,
-        deterministic_kernels(config.deterministic),
-        run,
-    ):
-        parts = _Parts(config, run, env, device)
-        parts.begin()
-        while not (run.finished or run.stopping):
-            parts.play()
-            parts.learn()
-            if run.due("log"):
-                parts.log()
-            run.finished = run.at.step >= config.total_steps or run.at.reached(
-                config.stop_at_return
-            )
-            due = run.due("checkpoint")
-            if run.finished or run.stopping or due:
-                # Where it would have been judged anyway it is judged, stopped or not.
-                stopped = not (run.finished or due)
-                save_best(config, run, parts.best, parts.learner.network, [env], stopped=stopped)
-                parts.checkpoint()
-        return finish(config, run, device)
+    with closing(make_env(config.game, config.num_lanes, preset=config.preset)) as env:
+        parts = _Parts(config, run, env, device)  # before the run has a directory
+        with deterministic_kernels(config.deterministic), run:
+            parts.begin()
+            while not (run.finished or run.stopping):
+                parts.play()
+                parts.learn()
+                if run.due("log"):
+                    parts.log()
+                run.finished = run.at.step >= config.total_steps or run.at.reached(
+                    config.stop_at_return
+                )
+                due = run.due("checkpoint")
+                if run.finished or run.stopping or due:
+                    # Where it would have been judged anyway it is judged, stopped or not.
+                    stopped = not (run.finished or due)
+                    save_best(
+                        config, run, parts.best, parts.learner.network, [env], stopped=stopped
+                    )
+                    parts.checkpoint()
+            return finish(config, run, device)
 
 
 class _Parts:

@@ -145,7 +145,9 @@ def load_teacher(
     if kind not in KINDS:
         raise ValueError(f"load_teacher: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     device = usable_device(device)
-    module = module.to(device).requires_grad_(False)
+    module = module.to(device)
+    for parameter in module.parameters():  # a ScriptModule has no requires_grad_ of its own
+        parameter.requires_grad_(False)
     # An exported program has one mode, and refuses to be told.
     with contextlib.suppress(NotImplementedError):
         module = module.eval()
@@ -202,7 +204,8 @@ def _one_game(
 
 def _copy(module: nn.Module) -> nn.Module:
     try:
-        return deepcopy(module)
+        with torch.no_grad():  # of a ScriptModule copies are results, and would keep its graph
+            return deepcopy(module)
     except Exception as error:  # whatever a foreign module's copying raises
         raise TypeError(
             "load_teacher: module must be one that can be copied (the caller's own is never "

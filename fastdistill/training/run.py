@@ -181,7 +181,9 @@ class Run(Generic[ConfigT]):
                 raise
             except _MISFITS as error:
                 path = self._checkpoints.description(card["step"])
-                what = f"no {error}" if isinstance(error, KeyError) else str(error)
+                what = (
+                    f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+                )
                 raise CheckpointError(
                     f"resume: {path} must be of this run's configuration, got {what}"
                 ) from error

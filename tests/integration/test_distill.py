@@ -18,7 +18,7 @@ from torch import nn
 
 import fastdistill as fd
 from fastdistill.networks.checkpoint import CheckpointError, load_network
-from fastdistill.recipes.distill import DistillConfig
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.training.checkpoints import TrainingCheckpoints
 from fastdistill.training.drivers import Drivers
 from fastdistill.training.run import TrainingDiverged

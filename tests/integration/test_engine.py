@@ -20,7 +20,7 @@ from fastdistill.cli import main
 from fastdistill.envs import make_env
 from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import CheckpointError
-from fastdistill.recipes import distill as recipe
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.learners.student import Student
@@ -191,7 +191,7 @@ def test_two_distillations_in_threads_do_not_disturb_each_other(tmp_path):
 def test_a_run_directory_belongs_to_one_process(tmp_path):
     run_dir = tmp_path / "run"
     cartpole(run_dir)
-    config = recipe.DistillConfig(run_dir=run_dir)
+    config = DistillConfig(run_dir=run_dir)
     with Run("distill", config, resume=True, unit="updates"):
         with pytest.raises(ValueError, match="run_dir must belong to one process at a time"):
             cartpole(run_dir, resume=True)
@@ -234,7 +234,7 @@ def test_a_resumed_run_keeps_its_own_options(tmp_path):
 def test_a_damaged_configuration_names_file_and_field(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        Run("distill", recipe.DistillConfig(run_dir=tmp_path), resume=True, unit="updates")
+        Run("distill", DistillConfig(run_dir=tmp_path), resume=True, unit="updates")
 
 
 def test_checkpoints_of_an_older_engine_are_refused_with_a_way_out(tmp_path):
@@ -290,7 +290,7 @@ def test_a_loaded_teacher_is_named_in_the_records_and_resumes_on_the_command_lin
     assert card["teacher"]["kind"] == "logits"
     assert card["temperature"] == 1.0, "logits are a policy already"
     assert main(["distill", "--resume", "--run-dir", str(run_dir)]) == 0
-    assert "--teacher" in recipe.DistillConfig(run_dir=run_dir, teacher=str(path)).command()
+    assert "--teacher" in DistillConfig(run_dir=run_dir, teacher=str(path)).command()
 
 
 def test_a_finished_distillation_writes_its_report(tmp_path):

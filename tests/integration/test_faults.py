@@ -97,7 +97,7 @@ def run_distill(run_dir, game="CartPole-v1", **options):
         "total_updates": 60, "learning_starts_steps": 80, "replay_capacity": 2_000,
         "score_every_updates": 25, "checkpoint_every_updates": 20, "log_every_updates": 7,
     }  # fmt: skip
-    return fd.distill(Balancer(), game, run_dir=run_dir, **{**COMMON, **more}, **options)
+    return fd.distill(Balancer(), game, run_dir=run_dir, **{**COMMON, **more, **options})
 
 
 def run_dqn(run_dir, game="CartPole-v1", stop=None, resume=False, **options):
@@ -190,12 +190,12 @@ def test_a_stop_at_a_checkpoints_own_moment_changes_no_choice(
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 def test_an_environment_that_misbehaves_ends_a_run_in_words_with_a_checkpoint(tmp_path, fault):
     Faulty.fault, message = FAULTS[fault]
-    Faulty.at = 4 * 500 + 602  # after the random play of the input statistics: step 600, lane 1
+    Faulty.at = 4 * 500 + 602  # after the random play of the input statistics; it happens in lane 1
     with pytest.raises(EnvFault, match=rf"^LaneEnv.step: .*{message}.* in lane 1 of Faulty-v0$"):
         run_dqn(tmp_path / "run", "Faulty-v0", score_episodes=0)
     _, card = TrainingCheckpoints(tmp_path / "run" / "checkpoints").latest()
     steps = card["counters"]["step"]
-    assert 500 < steps <= 640
+    assert 500 < steps < 800
     replay = fd.PrioritizedReplay(
         600, 4, frame_shape=(4,), frame_dtype="float32", stack=1, n_step=3, priority_exponent=0.5
     )

@@ -91,9 +91,10 @@ def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None
     moments = random.Random(seed)
     run_dir = folder / "killed"
     words = command(recipe, run_dir, teacher)
-    done = 0
+    done = ended = 0
     while done < kills:
         resume = ["--resume"] if (run_dir / "config.json").exists() else []
+        begun = time.monotonic()
         process = start([*words, *resume], log)
         try:
             # From the first import to shortly before the end of a whole run.
@@ -110,7 +111,10 @@ def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None
             assert torch.equal(tensor, tensors_of(run_dir)[name]), name
         assert leftovers(run_dir) == []
         print(f"{recipe}: a run ended, equal", flush=True)
-        run_dir = folder / f"killed{done}"
+        if not resume:  # the machine has less to do than when the first one was timed
+            seconds = min(seconds, time.monotonic() - begun)
+        ended += 1
+        run_dir = folder / f"killed{ended}"
         words = command(recipe, run_dir, teacher)
     resume = ["--resume"] if (run_dir / "config.json").exists() else []
     assert start([*words, *resume], log).wait() == 0, log.read_text()

@@ -23,6 +23,7 @@ from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import write_checkpoint
 from fastdistill.recipes import distill as recipe
 from fastdistill.recipes import dqn
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.replay import ReplayBatch
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_play import LabelledPlay
@@ -341,7 +342,7 @@ def test_interrupted_equals_uninterrupted(tmp_path, driver):
     options = {"driver": driver, "task_weights": "1,2", "temperature": "auto"}
     two_games(tmp_path / "whole", **options)
     teachers = [fd.load_teacher(Balancer(), "CartPole-v1"), fd.load_teacher(Homing(), "FdWalk-v0")]
-    config = recipe.DistillConfig(
+    config = DistillConfig(
         run_dir=tmp_path / "cut", teacher="a module,a module", game="CartPole-v1,FdWalk-v0",
         **{**SMALL, **options},
     )  # fmt: skip
@@ -417,7 +418,7 @@ def test_what_cannot_be_is_refused_in_words(tmp_path):
         with pytest.raises(error, match=message):
             two_games(run_dir, teachers, **options)
     teachers = [cartpole, cartpole]
-    config = recipe.DistillConfig(run_dir=run_dir, game="CartPole-v1,CartPole-v1", **SMALL)
+    config = DistillConfig(run_dir=run_dir, game="CartPole-v1,CartPole-v1", **SMALL)
     with pytest.raises(ValueError, match="distill: game must not repeat, got CartPole-v1, Cart"):
         recipe.train(config, teachers=teachers)
     with pytest.raises(ValueError, match="distill: game must name one for each of 1 teachers, got"):

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-import fastdistill as fd
-
 PROGRAM = """
 import resource, sys
 from pathlib import Path
@@ -85,22 +83,85 @@ def test_a_path_with_blanks_and_quotes(tmp_path):
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 def test_another_user_without_a_home_that_can_be_written(tmp_path):
     nobody = pwd.getpwnam("nobody")
-    package = Path(fd.__file__).parent
-    reachable = subprocess.run(
-        ["setpriv", f"--reuid={nobody.pw_uid}", "--clear-groups", sys.executable, "-c",
-         f"import os, torch; assert os.access({str(package)!r}, os.R_OK | os.X_OK)"],
-        capture_output=True, check=False,
+    # They may read everything, for the interpreter may lie in root's home; and write nothing.
+    prefix = (
+        "setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups",
+        "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
     )  # fmt: skip
-    if reachable.returncode:
-        pytest.skip("this interpreter or this package lies where others may not read")
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("capabilities cannot be handed on here")
     folder = tmp_path / "theirs"
     folder.mkdir()
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    tmp_path.chmod(0o755)
     home = tmp_path / "home"
     home.mkdir(mode=0o555)
-    prefix = ("setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
     calls(folder, prefix=prefix, HOME=str(home), USER="nobody", LOGNAME="nobody")
     assert list(home.iterdir()) == []
+
+
+LITTLE_MEMORY = """
+import hashlib, os, resource, sys, tempfile
+from pathlib import Path
+import torch
+import fastdistill as fd
+
+folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+
+def digest(name):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    result = fd.distill(
+        module, "CartPole-v1", run_dir=folder / name, total_updates=30, num_lanes=4,
+        batch_size=4096, learning_starts_steps=400, replay_capacity=50_000, score_episodes=1,
+        evaluation_episodes=0, tensorboard=False, bfloat16=False, device="cpu",
+    )
+    weights = [tensor.numpy().tobytes() for tensor in result.student.state_dict().values()]
+    return hashlib.sha256(b"".join(weights)).hexdigest()
+
+def kilobytes(what):
+    (line,) = [x for x in open("/proc/self/status") if x.startswith(what + ":")]
+    return int(line.split()[1])
+
+def child(name, limit_kilobytes):
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        begun = kilobytes("VmSize")
+        if limit_kilobytes is not None:
+            limit = (begun + limit_kilobytes) << 10
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            said = f"right {digest(name)} {kilobytes('VmPeak') - begun}"
+        except Exception as error:
+            said = f"refused {type(error).__name__}: {error}"
+        os.write(write, said.encode()[:4000])
+        os._exit(0)
+    os.close(write)
+    said = os.fdopen(read, "rb").read().decode()
+    status = os.waitpid(pid, 0)[1]
+    return said or f"died {status}"
+
+whole = child("whole", None).split()
+assert whole[0] == "right", whole
+for step in range(steps):
+    limit = int(1.1 * int(whole[2]) * (step + 1) / steps)  # the last one is enough
+    said = child(f"step{step}", limit)
+    right = said.split()[:2] == whole[:2]
+    print(limit, "right" if right else " ".join(said.split()), flush=True)
+"""
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+def test_with_too_little_memory_the_answer_is_right_or_an_error(tmp_path):
+    steps = int(os.environ.get("FASTDISTILL_STEPS", "20"))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LITTLE_MEMORY, str(tmp_path), str(steps)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines()]
+    assert len(said) == steps
+    assert [words for words in said if not words.startswith(("right", "refused"))] == []
+    assert said[-1] == "right"

@@ -25,7 +25,7 @@ from mutations import damaged_bytes, damaged_json
 
 from fastdistill.networks import Architecture, QNetwork
 from fastdistill.networks.checkpoint import CheckpointError, load_network, save_network
-from fastdistill.recipes.distill import DistillConfig
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.replay import PrioritizedReplay
 from fastdistill.training.checkpoints import TrainingCheckpoints
 from fastdistill.training.configuration import configuration_to_json

@@ -66,6 +66,7 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own, of its copies
 def test_script_modules_and_exported_programs_teach():
     module = of_cartpole().eval()
     obs = torch.randn(3, 4)

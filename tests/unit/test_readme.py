@@ -24,7 +24,7 @@ import fastdistill as fd
 from fastdistill import cli
 from fastdistill.envs import PRESETS
 from fastdistill.evaluation import compare
-from fastdistill.recipes.distill import DistillConfig
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.dqn import DqnConfig
 from fastdistill.recipes.pqn import PqnConfig
 
@@ -41,7 +41,12 @@ def page_text(page: str) -> str:
     return (ROOT / page).read_text()
 
 
-PAGES = [page for page in TEXTS if BLOCK.search(page_text(page))]
+# A page whose programs are run elsewhere, in processes of their own, says where.
+PAGES = [
+    page
+    for page in TEXTS
+    if BLOCK.search(page_text(page)) and "<!-- tested: tests/" not in page_text(page)
+]
 
 # What each command takes.
 OPTIONS = {
@@ -51,6 +56,8 @@ OPTIONS = {
     "teacher pqn": {field.name for field in fields(PqnConfig)} | {"resume"},
     "evaluate": set(inspect.signature(cli.evaluate).parameters),
     "report": set(),
+    "export": set(inspect.signature(cli.export).parameters),
+    "verify-teacher": set(inspect.signature(cli.verify_teacher).parameters),
 }
 
 # Counts of a distillation: the smaller of these and of what the text says.

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""What can be chosen in a distillation; the fields' descriptions are the command line's help."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from fastdistill.envs import PRESETS
+from fastdistill.networks import SIZES, size_name
+from fastdistill.recipes.options import at_least, names, one_of, positive, share, shares
+from fastdistill.training.configuration import check_types, default_of
+from fastdistill.training.drivers import DRIVERS
+from fastdistill.training.learners.student import LOSSES, OWN
+from fastdistill.training.optimizing import OPTIMIZERS
+from fastdistill.training.process import (
+    default_bfloat16,
+)
+from fastdistill.training.targets import WEIGHTINGS
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distillation; defaults are for the shipped Pong teacher on two CPU cores."""
+
+    run_dir: Path = Path("runs/distill")
+    """Where everything is written."""
+    teacher: str = "zoo:pong"
+    """A checkpoint's path, or zoo:NAME; several games' with commas between. A+B is the mean policy
+    of two teachers of one game."""
+    game: str | None = None
+    """Atari game or gymnasium id; the teacher's own by default. One for each teacher."""
+    task_weights: str = "balanced"
+    """Shares of the games in a batch, with commas between: 1,1,2."""
+    preset: str = "classic"
+    """classic (no sticky actions) or machado (sticky actions)."""
+    loss: str = "kl"
+    """One or several of kl, nll, mse, reverse_kl, jsd, with commas between."""
+    student: str = "7%"
+    """One or several of 100%, 25%, 7%, 4% of the paper's network, multi (its network for three
+    games) and multi-wide (for ten), with commas between."""
+    seeds: int = 1
+    """Students of each loss and size; they differ in their first weights, not in their data."""
+    temperature: float | str | None = None
+    """Sharpens the teacher; "auto" fits it to the teacher's action gaps; by default 0.01 for
+    Q-values and 1 for a policy's logits."""
+    driver: str = "student"
+    """Who plays: student, teacher, or mixture (the students' share rises from 0 to 1)."""
+    weighting: str = "none"
+    """Weight of each state: none, gap (between the best two actions) or entropy."""
+    optimizer: str = "adam"
+    """adam, or the paper's rmsprop."""
+    learning_rate: float = 1e-3
+    """At first; it falls linearly to 0."""
+    batch_size: int = 64
+    """States per update, of all games together."""
+    total_updates: int = 10_000
+    """Updates of every student; the schedules end there."""
+    max_seconds: float | None = None
+    """End training early after this long (scoring apart); the schedules end there, too."""
+    steps_per_update: float = 8.0
+    """Agent steps of play, all lanes of all games together, for one update."""
+    num_lanes: int = 16
+    """Lanes of each game, played at once."""
+    learning_starts_steps: int = 4_000
+    """Steps of play before the first update; the input statistics come from them."""
+    replay_capacity: int = 100_000
+    """States kept, of all games together; an Atari state takes 7.2 KB."""
+    epsilon: float = 0.05
+    """Share of random actions in the play."""
+    bfloat16: bool = field(default_factory=default_bfloat16)
+    """The students' convolutions in bfloat16; labels and heads are float32 always; by default where
+    the machine multiplies bfloat16 itself."""
+    score_every_updates: int = 2_500
+    """Updates between scorings of the students; the best is kept."""
+    score_episodes: int = 10
+    """Full episodes per scoring; 0 keeps the last weights instead of the best."""
+    evaluation_episodes: int = 30
+    """Full episodes of teacher and students at the end, none of which chose a student; 0 for none.
+    """
+    checkpoint_every_updates: int = 2_500
+    """Updates between checkpoints."""
+    log_every_updates: int = 100
+    """Updates between metric records."""
+    seed: int = 1
+    """Of everything."""
+    device: str = "auto"
+    """auto, cpu, cuda..."""
+    deterministic: bool = False
+    """Refuse kernels that are not deterministic (on a CPU there are none here)."""
+    tensorboard: bool = True
+    """Write TensorBoard files beside metrics.jsonl."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """``loss``, taken apart."""
+        return names(self.loss)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """``student``, taken apart; ``7`` means ``7%``."""
+        return tuple(map(size_name, self.student.split(",")))
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """``teacher``, taken apart."""
+        return names(self.teacher)
+
+    @property
+    def games(self) -> tuple[str, ...]:
+        """``game``, taken apart; empty where the teachers know it."""
+        return names(self.game)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """``task_weights``, taken apart; empty where they are balanced."""
+        return shares(self, "task_weights")
+
+    def command(self) -> str:
+        """The command line that says the same."""
+        words = ["fastdistill distill"]
+        for option in fields(self):
+            value = getattr(self, option.name)
+            flag = option.name.replace("_", "-")
+            if value == default_of(option):
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words.append(f"--{flag} {shlex.quote(str(value))}")
+        return " ".join(words)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        one_of(self, "loss", self.losses, LOSSES)
+        one_of(self, "driver", (self.driver,), DRIVERS)
+        one_of(self, "weighting", (self.weighting,), WEIGHTINGS)
+        one_of(self, "optimizer", (self.optimizer,), OPTIMIZERS)
+        one_of(self, "preset", (self.preset,), PRESETS)
+        one_of(self, "student", self.sizes, SIZES if self.student != OWN else (OWN,))
+        at_least(
+            self, 1, "seeds", "batch_size", "total_updates", "num_lanes", "replay_capacity",
+            "score_every_updates", "checkpoint_every_updates", "log_every_updates",
+        )  # fmt: skip
+        at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
+        positive(self, "steps_per_update", "learning_rate", "max_seconds")
+        share(self, "epsilon")
+        shares(self, "task_weights")
+        named = self.temperature is None or self.temperature == "auto"
+        if not named and not (
+            isinstance(self.temperature, (int, float)) and 1e-8 <= self.temperature <= 1e8
+        ):
+            raise ValueError(
+                "DistillConfig: temperature must be in [1e-8, 1e8] or 'auto', "
+                f"got {self.temperature!r}"
+            )
