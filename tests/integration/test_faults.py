@@ -291,7 +291,7 @@ def other_tensor(name, tensor):
         ("dqn", drop("means", "count"), "means.count must be there, got none"),
         ("distill", at("source", None), "source must be an object, got None"),
         ("distill", at("source", "tasks", 0, "temperature", "hot"), "temperature must be a finite"),
-        ("distill", at("source", "tasks", 0, "drivers", "lanes", [9]), "lanes must be 4 integers in"),
+        ("distill", at("source", "tasks", 0, "drivers", "lanes", [9]), "lanes must be 4 integers"),
         ("distill", at("students", {}), "students.kl_7_seed1 must be there, got none"),
         ("distill", at("students", "kl_7_seed1", "means", 1), "kl_7_seed1.means must be an object"),
         ("dqn", other_tensor("learner.network.obs_mean", torch.zeros(3)), "size mismatch for obs"),
