@@ -265,6 +265,12 @@ class _Parts:
 
     def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         check_state(card, {"collectors": [{}], "shares": [0.0]}, "checkpoint")
+        found = [len(card[name]) for name in ("collectors", "shares")]
+        if found != [len(self.collectors)] * 2:
+            raise ValueError(
+                f"collectors and shares must be of {len(self.collectors)} games, got {found[0]} "
+                f"and {found[1]}"
+            )
         self.learner.load(select(tensors, "learner"))
         for place, collector in enumerate(self.collectors):
             collector.restore(select(tensors, f"env{place}"), card["collectors"][place])

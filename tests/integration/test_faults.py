@@ -284,6 +284,8 @@ def other_tensor(name, tensor):
         ("dqn", at("collectors", 0, "rng", "state", "inc", -1), "rng.state.inc must be an int"),
         ("dqn", at("collectors", 0, "rng", "bit_generator", "MT"), "must be 'PCG64', got"),
         ("dqn", at("collectors", 3), "checkpoint.collectors must be a list, got 3"),
+        ("dqn", at("collectors", []), "collectors and shares must be of 1 games, got 0 and 1"),
+        ("dqn", at("shares", "x"), "checkpoint.shares must be a list, got 'x'"),
         ("dqn", at("best", 7), "best must be a list, got 7"),
         ("dqn", at("best", ["a", 0]), "best.score must be a finite number, got 'a'"),
         ("dqn", at("means", "sums", 3), "means.sums must be an object, got 3"),

@@ -207,3 +207,47 @@ def test_a_seeded_network_draws_from_a_generator_of_its_own(obs_shape, dueling, 
     weight = first.heads[0].output.weight
     gram = weight @ weight.T
     torch.testing.assert_close(gram, 0.01 * torch.eye(5), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("uses_frames", [False, True])
+def test_a_batch_of_several_games_is_each_games_own_network(bfloat16, uses_frames):
+    """Each game's rows are standardised by its own statistics, under either convolution."""
+    network = QNetwork.seeded(paper_architecture("multi", [3, 6, 4]), 1)
+    network.uses_frames = network.uses_frames and uses_frames
+    for head in range(3):
+        mean = torch.full((84, 84), 40.0 * head)
+        network.set_obs_statistics(mean, torch.full((84, 84), 10.0 + head), head)
+    obs = torch.randint(0, 256, (9, 4, 84, 84), dtype=torch.uint8)
+    counts = [4, 0, 5]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        outputs = network.forward_games(obs, counts)
+        parts = torch.split(obs, counts)
+        for head, (values, part) in enumerate(zip(outputs, parts, strict=True)):
+            assert values.shape == (counts[head], (3, 6, 4)[head])
+            alone = network.for_task(head)
+            alone.uses_frames = network.uses_frames
+            if len(part):
+                expected = alone(part)
+                torch.testing.assert_close(values, expected, rtol=1e-3, atol=2e-3)
+                torch.testing.assert_close(network(part, head), expected, rtol=1e-3, atol=2e-3)
+                other = network.for_task((head + 1) % 3)(part)
+                assert other.shape[1] != values.shape[1]
+    sum(values.sum() for values in outputs).backward()
+    assert (
+        network.heads[1].output.weight.grad is None or not network.heads[1].output.weight.grad.any()
+    )
+
+
+def test_the_network_of_one_game_follows_the_whole():
+    network = QNetwork.seeded(paper_architecture("multi", [3, 6]), 1)
+    network.games = ("pong", "qbert")
+    alone = network.for_task("qbert")
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    before = alone(obs)
+    with torch.no_grad():
+        network.trunk[0].weight.mul_(1.5)
+    network.set_obs_statistics(torch.full((84, 84), 9.0), torch.ones(84, 84), head=1)
+    assert not torch.equal(alone(obs), before)
+    assert torch.equal(alone(obs), network(obs, 1))
+    assert num_parameters(alone) < num_parameters(network)
