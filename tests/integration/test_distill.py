@@ -270,6 +270,9 @@ def test_a_teacher_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
         fd.distill("zoo:pong", "breakout", run_dir=run_dir, **pong_options())
     with pytest.raises(ValueError, match="module must return"):
         fd.distill(nn.Linear(5, 2), "CartPole-v1", run_dir=run_dir, **SMALL)
+    few = {**SMALL, "learning_starts_steps": 3}
+    with pytest.raises(ValueError, match=r"learning_starts_steps must be at least 4 \* num_lanes"):
+        fd.distill(Balancer(), "CartPole-v1", run_dir=run_dir, **few)
     with pytest.raises(ValueError, match="distill: game must be given"):
         fd.distill(Balancer(), run_dir=run_dir, **SMALL)
     assert not run_dir.exists()
@@ -292,7 +295,10 @@ def test_a_damaged_teacher_file_is_refused(tmp_path):
     [
         ({"loss": "l2"}, "loss must be one of kl, nll, mse, reverse_kl, jsd, got 'l2'"),
         ({"loss": "kl,kl"}, "loss must not repeat, got kl, kl"),
-        ({"student": "8%"}, "student must be one of 100%, 25%, 7%, 4%, got '8%'"),
+        (
+            {"student": "8%"},
+            "student must be one of 100%, 25%, 7%, 4%, multi, multi-wide, got '8%'",
+        ),
         ({"driver": "me"}, "driver must be one of teacher, student, mixture, got 'me'"),
         ({"weighting": "x"}, "weighting must be one of none, gap, entropy, got 'x'"),
         ({"optimizer": "sgd"}, "optimizer must be one of adam, rmsprop, got 'sgd'"),
@@ -304,7 +310,6 @@ def test_a_damaged_teacher_file_is_refused(tmp_path):
         ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
         ({"epsilon": 1.5}, r"epsilon must be in \[0, 1\], got 1.5"),
         ({"max_seconds": 0.0}, "max_seconds must be positive, got 0.0"),
-        ({"learning_starts_steps": 3}, r"learning_starts_steps must be at least 4 \* num_lanes"),
         ({"temperature": float("nan")}, r"temperature must be in \[1e-8, 1e8\] or 'auto', got nan"),
         ({"temperature": "warm"}, "temperature must be .* or 'auto', got 'warm'"),
     ],

@@ -111,7 +111,7 @@ def test_c51_with_its_arguments_beside_the_weights(tmp_path):
 def test_a_loaded_network_is_a_teacher(tmp_path):
     torch.save(SCRIPTS["dqn_atari"][0]().state_dict(), tmp_path / "x")
     teacher = load_teacher(load_cleanrl(tmp_path / "x")[0], "pong")
-    assert teacher.q_values(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape == (2, 6)
+    assert teacher.values(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape == (2, 6)
 
 
 def test_observations_that_do_not_fit_are_refused(tmp_path):

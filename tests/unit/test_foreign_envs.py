@@ -164,7 +164,7 @@ if sys.argv[1] == "registered":
     import ale_py
     gymnasium.register_envs(ale_py)
 from fastdistill.envs import make_env
-print(make_env("ALE/Pong-v5", 1).obs_shape, make_env("Pong-v4", 1).obs_shape)
+print(make_env("ALE/Pong-v5", 1).spec.obs_shape, make_env("Pong-v4", 1).spec.obs_shape)
 """
     for order in ("registered", "fresh"):
         done = subprocess.run(
@@ -208,7 +208,9 @@ print(sorted(record.versions))
 
 def test_the_engines_options_make_the_same_observations():
     env = make_atari("breakout", 2, training=False)
-    twin = atari._import("ale_py").AtariVectorEnv("breakout", num_envs=2, **engine_options(env))
+    twin = atari._import("ale_py").AtariVectorEnv(
+        "breakout", num_envs=2, **engine_options(env.spec)
+    )
     obs = env.reset(3)
     seeds = np.array(
         [np.random.SeedSequence((3, lane, 0)).generate_state(1)[0] & 0x7FFFFFFF for lane in (0, 1)]
@@ -218,4 +220,4 @@ def test_the_engines_options_make_the_same_observations():
     for action in (1, 2, 3, 2, 0):
         env.step(np.full(2, action))
         np.testing.assert_array_equal(env.obs, twin.step(np.full(2, action))[0])
-    assert engine_options(make_gymnasium("CartPole-v1", 1)) == {}
+    assert engine_options(make_gymnasium("CartPole-v1", 1).spec) == {}
