@@ -43,8 +43,12 @@ class Counters:
         self.total_seconds: dict[str, float] = {}
         self._fresh: list[tuple[float, int]] = []  # return and length since the last record
         self._recorded_seconds: dict[str, float] = {}
-        self._begun = self._mark = self._recorded = time.perf_counter()
+        self.start_clock()
         self._recorded_step = 0
+
+    def start_clock(self) -> None:
+        """Count time from now on: making environments and networks is no training."""
+        self._begun = self._mark = self._recorded = time.perf_counter()
 
     def add_episodes(self, episodes: tuple[Episode, ...]) -> None:
         """Take the episodes that a step finished."""

@@ -175,8 +175,8 @@ class Run(Generic[ConfigT]):
                     "(its students and teacher.json load as they are)"
                 )
             try:
-                self.at.restore(card["counters"])
                 take(tensors, card)
+                self.at.restore(card["counters"])  # last: its clock goes on from here
             except CheckpointError:
                 raise
             except _MISFITS as error:
@@ -188,6 +188,8 @@ class Run(Generic[ConfigT]):
                     f"resume: {path} must be of this run's configuration, got {what}"
                 ) from error
             self._asked = dict.fromkeys(("log", "score", "checkpoint"), self._count)
+        else:
+            self.at.start_clock()
         # A run that begins again, for want of a checkpoint, drops its records of before.
         self._writer = RunWriter(
             self.directory,
