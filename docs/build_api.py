@@ -8,6 +8,7 @@ A warning of pdoc's is an error, and so is a public name that has no docstring o
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -53,7 +54,9 @@ def missing(folder: Path) -> list[str]:
 
 def main() -> None:
     """Build, and look whether every public name is there."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/docs")
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/docs").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)  # away from the sources, which pdoc would take for another such package
     build(folder)
     if names := missing(folder):
         raise SystemExit(f"build_api: public names must be documented, got none for {names}")
