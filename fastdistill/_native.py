@@ -71,12 +71,12 @@ def has_cuda_kernels() -> bool:
 
 
 def runs_on(capability: tuple[int, int], architectures: str) -> bool:
-    """Whether a device runs code for architectures as CMAKE_CUDA_ARCHITECTURES spells them.
+    """Whether a device runs code for architectures, named as CMake does with commas between.
 
     Machine code ("90-real") runs on later devices of its own generation, PTX ("90-virtual", or
     "90" for both) on all later ones. Special values such as "native" are taken to fit.
     """
-    for entry in architectures.split(";"):
+    for entry in architectures.split(","):
         number, _, kind = entry.partition("-")
         if not number.isdigit():
             return True

@@ -34,15 +34,15 @@ def test_cuda_kernels_are_missing():
 @pytest.mark.parametrize(
     ("capability", "architectures", "runs"),
     [
-        ((7, 5), "80-real;90-real;100-real;120", False),  # T4
-        ((7, 0), "80-real;90", False),  # V100
-        ((8, 0), "80-real;90-real;100-real;120", True),
-        ((8, 9), "80-real;90-real;100-real;120", True),  # machine code of its generation
-        ((9, 0), "80-real;90", True),
-        ((11, 0), "80-real;90-real;100-real;120", False),
-        ((12, 1), "80-real;90-real;100-real;120", True),
-        ((13, 0), "80-real;90-real;100-real;120", True),  # PTX of the newest
-        ((12, 0), "80-real;90", True),
+        ((7, 5), "80-real,90-real,100-real,120", False),  # T4
+        ((7, 0), "80-real,90", False),  # V100
+        ((8, 0), "80-real,90-real,100-real,120", True),
+        ((8, 9), "80-real,90-real,100-real,120", True),  # machine code of its generation
+        ((9, 0), "80-real,90", True),
+        ((11, 0), "80-real,90-real,100-real,120", False),
+        ((12, 1), "80-real,90-real,100-real,120", True),
+        ((13, 0), "80-real,90-real,100-real,120", True),  # PTX of the newest
+        ((12, 0), "80-real,90", True),
         ((7, 5), "75-virtual", True),
         ((7, 5), "native", True),
     ],
