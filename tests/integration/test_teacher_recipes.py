@@ -226,7 +226,7 @@ def test_a_run_directory_is_not_overwritten_and_not_resumed_by_mistake(tmp_path,
     with pytest.raises(ValueError, match="run_dir must hold a run to resume"):
         train(tiny(recipe, tmp_path / "none"), resume=True)
     (tmp_path / "config.json").write_text('{"recipe": "distill", "config": {}}')
-    with pytest.raises(ValueError, match=f"run must be of teacher_{recipe}, got distill"):
+    with pytest.raises(ValueError, match=f"run must be of teacher_{recipe}, got 'distill'"):
         train(tiny(recipe, tmp_path), resume=True)
 
 
