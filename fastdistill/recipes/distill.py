@@ -33,7 +33,7 @@ from fastdistill.training.process import (
     keep_freed_memory,
     pick_device,
 )
-from fastdistill.training.publishing import load_student, publish_student, student_path
+from fastdistill.training.publishing import load_student, publish_student
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.state import select, under
 from fastdistill.training.students import Students
@@ -49,7 +49,7 @@ class DistillResult:
         stopped: Told to stop before its time; it has left a checkpoint.
         updates: Updates of every student.
         training_seconds: Of play and learning, over all resumes.
-        students: Each student's file, by name.
+        students: Each student's file, by name; not of one that diverged before it was saved.
         evaluation: What ``evaluation.json`` holds; empty if there was none.
         report: The page; None if there was no evaluation, or no matplotlib.
     """
@@ -127,7 +127,7 @@ def train(
         stopped=not run.finished,
         updates=run.at.updates,
         training_seconds=run.at.training_seconds,
-        students={s.name: student_path(config.run_dir, s.name) for s in parts.students.all},
+        students=parts.students.files(),
         evaluation=evaluation,
         report=try_report(config.run_dir) if evaluation else None,
         _spec=tasks[0].spec,
@@ -283,6 +283,6 @@ class _Parts:
             "updates": run.at.updates,
             "commands": [config.command()],
         }
-        publish_student(run.directory, self.students.all[0].name)
+        publish_student(run.directory, self.students.learning[0].name)
         write_evaluation(run.directory, record)
         return record

@@ -127,6 +127,7 @@ class Run(Generic[ConfigT]):
                 opened.close()
         if self._lock is not None:
             os.close(self._lock)  # and with it the claim
+            self._lock = None
 
     @property
     def directory(self) -> Path:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,12 @@ class Students:
                 "scoring": {"mean": best.score, "episodes": best.episodes},
             },
         )
+
+    def files(self) -> dict[str, Path]:
+        """The file of each student that has one; those that learned to the end come first."""
+        names = sorted(self.all, key=lambda student: student.diverged_updates is not None)
+        paths = {s.name: student_path(self._run.directory, s.name) for s in names}
+        return {name: path for name, path in paths.items() if path.is_file()}
 
     def players(self, own: OwnStudent | None, place: int = 0) -> Iterator[Player]:
         """Each student as it was saved, for an evaluation; those that have a file.

@@ -260,12 +260,15 @@ def test_a_student_that_diverges_ends_alone_and_is_named(tmp_path, monkeypatch, 
         return {"loss": learned["loss"] * float("nan")} if self.loss == "mse" else learned
 
     monkeypatch.setattr(Student, "update", poisoned)
-    result = cartpole(tmp_path / "run", loss="kl,mse", evaluation_episodes=2)
+    result = cartpole(tmp_path / "run", loss="mse,kl", evaluation_episodes=2)
     assert "mse_7_seed1 ends here, the others go on" in capsys.readouterr().err
     assert (tmp_path / "run" / "diverged_mse_7_seed1.json").exists()
     entries = {entry["name"]: entry for entry in result.evaluation["students"]}
     assert list(entries) == ["kl_7_seed1"], "one that was never saved cannot be judged"
     assert result.updates == 60
+    assert list(result.students) == ["kl_7_seed1"]
+    assert (tmp_path / "run" / "student.json").is_file(), "the first that learned to the end"
+    assert fd.load_network(tmp_path / "run" / "student")[1]["loss"] == "kl"
     monkeypatch.undo()
     alone = cartpole(tmp_path / "alone", loss="kl", driver="teacher")
     beside = tmp_path / "beside"
