@@ -62,7 +62,7 @@ def write_checkpoint(path: str | Path, tensors: dict[str, Tensor], card: dict[st
     path = path if path.suffix == ".json" else path.with_name(path.name + ".json")
     # Not save_file: the bytes are hashed before they are on disk. Clones, because safetensors
     # refuses tensors that share memory.
-    payload = _safetensors().torch.save(
+    payload = safetensors_library().torch.save(
         {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     )
     weights = f"{path.stem}-{hashlib.sha256(payload).hexdigest()[:12]}.safetensors"
@@ -138,7 +138,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     path = _description_path(Path(path))
     payload, card = _read_payload(path)
-    library = _safetensors()
+    library = safetensors_library()
     try:
         tensors: dict[str, Tensor] = library.torch.load(payload)
     except (
@@ -374,7 +374,8 @@ def _description_path(path: Path) -> Path:
     )
 
 
-def _safetensors() -> Any:
+def safetensors_library() -> Any:
+    """The optional library, or how to install it."""
     try:
         import safetensors
         import safetensors.torch

@@ -11,7 +11,7 @@ Source: Rusu et al. 2015, Policy Distillation; what differs is in docs/deviation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from fastdistill.envs import EnvFault, EnvSpec, LaneEnv
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import open_tasks, play_env
+from fastdistill.recipes.tasks import open_data, open_tasks, play_env
 from fastdistill.report import try_report
 from fastdistill.teachers import Teacher
+from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_play import LabelledPlay
-from fastdistill.training.learners.student import OWN, OwnStudent, make_students
+from fastdistill.training.labelled_shards import LabelledShards
+from fastdistill.training.learners.student import OWN, OwnStudent, Student, make_students
 from fastdistill.training.optimizing import linear
 from fastdistill.training.process import (
     deterministic_kernels,
@@ -34,6 +36,7 @@ from fastdistill.training.process import (
     pick_device,
 )
 from fastdistill.training.publishing import load_student, publish_student
+from fastdistill.training.ranks import Ranks, open_ranks
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.state import select, under
 from fastdistill.training.students import Students
@@ -97,13 +100,13 @@ def train(
             no run to resume.
         TrainingDiverged: No student's loss is finite any more; the batches are saved.
     """
-    run = Run("distill", config, resume=resume, unit="updates", stop=stop)
-    config = run.config
     keep_freed_memory()
-    device = pick_device(config.device)
     with ExitStack() as opened:
-        tasks, envs = open_tasks(config, teachers, device, opened)
-        parts = _Parts(config, run, tasks, envs, student)
+        ranks = opened.enter_context(open_ranks(pick_device(config.device)))
+        run = Run("distill", config, resume=resume, unit="updates", stop=stop, ranks=ranks)
+        config = run.config
+        tasks, source = _open_source(config, teachers, ranks, opened)
+        parts = _Parts(config, run, tasks, source, student)
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
         parts.begin()
@@ -135,6 +138,48 @@ def train(
     )
 
 
+# What is to be learned from, once it is known who learns and what counts.
+_Source = Callable[[Sequence[Student], Counters], LabelledPlay | LabelledShards]
+
+
+def _open_source(
+    config: DistillConfig, teachers: Sequence[Teacher] | None, ranks: Ranks, opened: ExitStack
+) -> tuple[list[Task], _Source]:
+    """The tasks, and their states: from play, or from what was played before."""
+    capacity = ranks.part_of("replay_capacity", config.replay_capacity)
+    if config.directories:
+        tasks, collections = open_data(config, teachers, ranks.device)
+
+        def read(students: Sequence[Student], counters: Counters) -> LabelledShards:
+            return LabelledShards(
+                tasks,
+                collections,
+                counters,
+                damaged=config.damaged,
+                replay_capacity=capacity,
+                seed=config.seed,
+                ranks=ranks,
+            )
+
+        return tasks, read
+    lanes = ranks.part_of("num_lanes", config.num_lanes)
+    tasks, envs = open_tasks(config, teachers, ranks.device, lanes, opened)
+
+    def play(students: Sequence[Student], counters: Counters) -> LabelledPlay:
+        return LabelledPlay(
+            tasks,
+            envs,
+            students,
+            counters,
+            replay_capacity=capacity,
+            seed=config.seed,
+            bfloat16=config.bfloat16,
+            ranks=ranks,
+        )
+
+    return tasks, play
+
+
 class _Parts:
     """The parts of a run: what is played and remembered, who learns, the games that judge."""
 
@@ -143,7 +188,7 @@ class _Parts:
         config: DistillConfig,
         run: Run[DistillConfig],
         tasks: list[Task],
-        envs: list[LaneEnv],
+        source: _Source,
         own: OwnStudent | None,
     ) -> None:
         self.config = config
@@ -160,6 +205,7 @@ class _Parts:
             bfloat16=config.bfloat16,
             device=tasks[0].teacher.device,
             own=own,
+            ranks=run.ranks,
         )
         self.students = Students(
             learners,
@@ -169,15 +215,9 @@ class _Parts:
             score_episodes=config.score_episodes,
             seed=config.seed,
         )
-        self.source = LabelledPlay(
-            tasks,
-            envs,
-            learners,
-            run.at,
-            replay_capacity=config.replay_capacity,
-            seed=config.seed,
-            bfloat16=config.bfloat16,
-        )
+        self.source = source(learners, run.at)
+        self._batch_size = run.ranks.part_of("batch_size", config.batch_size)
+        self._begins_anew = False
         self._games: list[LaneEnv] = []
 
     @property
@@ -186,28 +226,44 @@ class _Parts:
         at, config = self.run.at, self.config
         fraction = at.updates / config.total_updates
         if config.max_seconds is not None and at.updates:
-            fraction = max(fraction, at.training_seconds / config.max_seconds)
+            fraction = max(fraction, self.run.training_seconds / config.max_seconds)
         return min(fraction, 1.0)
 
     def begin(self) -> None:
         """Continue from a checkpoint, or reset the lanes."""
-        if not self.run.restore(self._take, self.source.replay.load):
+        run = self.run
+        load_replay = self.source.replay.load if run.ranks.world == 1 else None
+        if not run.restore(self._take, load_replay):
             self.source.reset()
+        elif self._begins_anew and self.fraction < 1.0:
+            step, seconds = run.at.step, dict(run.at.total_seconds)
+            self.source.reset(step)
+            share = self._students_share()
+            while run.at.step - step < self.config.learning_starts_steps:
+                self.source.step(self.config.epsilon, share)
+            run.at.step, run.at.total_seconds = step, seconds  # that play is none of the run's
 
     def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
-        self.source.restore(select(tensors, "source"), card["source"])
+        # Lanes and replay of several ranks are in no checkpoint: they begin anew.
+        self._begins_anew = self.run.ranks.world > 1 or card.get("ranks", 1) > 1
+        if self._begins_anew:
+            self.source.restore_tasks(card["source"], {})
+        else:
+            self.source.restore(select(tensors, "source"), card["source"])
         self.students.restore(select(tensors, "students"), card["students"])
+
+    def _students_share(self) -> float | None:
+        return {"teacher": None, "student": 1.0, "mixture": self.fraction}[self.config.driver]
 
     def step(self) -> None:
         """One step of every lane, and the updates that are then due."""
         config, at = self.config, self.run.at
-        students_share = {"teacher": None, "student": 1.0, "mixture": self.fraction}
-        self.source.step(config.epsilon, students_share[config.driver])
+        self.source.step(config.epsilon, self._students_share())
         due = (at.step - config.learning_starts_steps) / config.steps_per_update
         while at.updates + 1 <= due and self.fraction < 1.0:
             if at.updates == 0:
                 self.students.set_obs_statistics(self.source.measure())
-            lesson = self.source.sample(config.batch_size)
+            lesson = self.source.sample(self._batch_size)
             self.students.learn(lesson, linear(config.learning_rate, 0.0, self.fraction))
             at.lap("learn")
             self.run.show(self.students.note)
@@ -238,18 +294,27 @@ class _Parts:
             env.close()
 
     def score(self) -> None:
-        """Judge every student, and record it."""
+        """Judge every student, and record it; the other ranks wait for the first."""
+        if not self.run.ranks.is_first:
+            return
         seconds = self.run.at.training_seconds
         scores = self.students.score(self.games)
         self.run.write({"time/training_seconds": seconds, **scores})
 
     def checkpoint(self) -> None:
         """Write everything to continue from; a finished run needs no replay any more."""
+        students, card = self.students.state()
+        world = self.run.ranks.world
+        if world > 1:  # each has lanes and a replay of its own, which the next number has not
+            self.run.checkpoint(
+                under("students", students),
+                {"ranks": world, "source": self.source.tasks_state(), "students": card},
+            )
+            return
         source, source_card = self.source.state()
-        students, students_card = self.students.state()
         self.run.checkpoint(
             {**under("source", source), **under("students", students)},
-            {"source": source_card, "students": students_card},
+            {"source": source_card, "students": card},
             None if self.run.finished else self.source.replay.save,
         )
 
@@ -258,14 +323,15 @@ class _Parts:
         config, run = self.config, self.run
         run.finished = self.fraction >= 1.0
         if not run.finished:
-            self.students.save_unscored()
+            if run.ranks.is_first:
+                self.students.save_unscored()
             self.checkpoint()
             return {}
         if self.students.have_news:  # not when a finished run is resumed
             self.log()
             self.score()
         self.checkpoint()
-        if not config.evaluation_episodes:
+        if not config.evaluation_episodes or not run.ranks.is_first:
             return {}
         records = []
         for place, (task, env) in enumerate(zip(self.tasks, self.games(), strict=True)):

@@ -31,6 +31,15 @@ class DistillConfig:
     of two teachers of one game."""
     game: str | None = None
     """Atari game or gymnasium id; the teacher's own by default. One for each teacher."""
+    data: str | None = None
+    """Directory that fastdistill collect has written, of several games with commas between: learn
+    from it instead of playing. Its teacher is the default, its lanes and its play are as they are.
+    """
+    labels: str = "teacher"
+    """Whose labels of the data: the teacher's that played, or a name that fastdistill relabel gave.
+    """
+    damaged: str = "refuse"
+    """Data that cannot be read: refuse, or skip and name it."""
     task_weights: str = "balanced"
     """Shares of the games in a batch, with commas between: 1,1,2."""
     preset: str = "classic"
@@ -113,6 +122,11 @@ class DistillConfig:
         return names(self.game)
 
     @property
+    def directories(self) -> tuple[str, ...]:
+        """``data``, taken apart; empty where there is play instead."""
+        return names(self.data)
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """``task_weights``, taken apart; empty where they are balanced."""
         return shares(self, "task_weights")
@@ -138,6 +152,7 @@ class DistillConfig:
         one_of(self, "weighting", (self.weighting,), WEIGHTINGS)
         one_of(self, "optimizer", (self.optimizer,), OPTIMIZERS)
         one_of(self, "preset", (self.preset,), PRESETS)
+        one_of(self, "damaged", (self.damaged,), ("refuse", "skip"))
         one_of(self, "student", self.sizes, SIZES if self.student != OWN else (OWN,))
         at_least(
             self, 1, "seeds", "batch_size", "total_updates", "num_lanes", "replay_capacity",

@@ -12,7 +12,9 @@ import torch
 
 from fastdistill.envs import LaneEnv, make_env
 from fastdistill.teachers import DEFAULT_TEMPERATURES, Teacher, load_teacher, recorded_game
+from fastdistill.training.ranks import local_world
 from fastdistill.training.run import say
+from fastdistill.training.shards import Collection
 from fastdistill.training.task import Task, check_games
 
 
@@ -30,6 +32,14 @@ class TasksConfig(Protocol):
     @property
     def weights(self) -> tuple[float, ...]:
         """Of the games in a batch; empty for equal ones."""
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """Of collections, one for each game; empty where there is play instead."""
+
+    @property
+    def labels(self) -> str:
+        """Whose, of the collections."""
 
     @property
     def preset(self) -> str:
@@ -52,6 +62,7 @@ def open_tasks(
     config: TasksConfig,
     teachers: Sequence[Teacher] | None,
     device: torch.device,
+    num_lanes: int,
     opened: ExitStack,
 ) -> tuple[list[Task], list[LaneEnv]]:
     """Load the teachers, make their environments, and check that all of it fits together.
@@ -60,6 +71,7 @@ def open_tasks(
         config: Of the distillation.
         teachers: Instead of those that ``config`` names.
         device: Where they run.
+        num_lanes: Of each game, in this process.
         opened: Closes the environments.
 
     Raises:
@@ -85,7 +97,7 @@ def open_tasks(
         game = name or recorded_game(teacher.card)
         if not game:
             raise ValueError("distill: game must be given, the teacher does not name one")
-        env = opened.enter_context(closing(play_env(game, config.num_lanes, config.preset)))
+        env = opened.enter_context(closing(play_env(game, num_lanes, config.preset)))
         teacher.check(env)
         weight = config.weights[place] if config.weights else 1.0
         tasks.append(Task(env.spec, teacher, _temperature(config, teacher), weight))
@@ -94,11 +106,58 @@ def open_tasks(
     return tasks, envs
 
 
+def open_data(
+    config: TasksConfig, teachers: Sequence[Teacher] | None, device: torch.device
+) -> tuple[list[Task], list[Collection]]:
+    """Open collections of played games, and load the teachers that labelled them.
+
+    Args:
+        config: Of the distillation.
+        teachers: Instead of those that the collections name.
+        device: Where they, and the students, run.
+
+    Raises:
+        ValueError: In words, where something does not fit.
+    """
+    collections = [Collection(directory, config.labels) for directory in config.directories]
+    number = len(collections)
+    _check_number("task_weights", config.weights, number)
+    if teachers is not None:
+        _check_number("teacher", teachers, number)
+    tasks = []
+    for place, collection in enumerate(collections):
+        if teachers is None:
+            source = collection.labelled_by().get("source")
+            if not isinstance(source, str):
+                raise ValueError(
+                    f"distill: teacher of {collection.directory} must be one that can be loaded, "
+                    "got a module; give it again: fastdistill.distill(module, data=...)"
+                )
+            teacher = load_teacher(source, collection.spec.name, device=device)
+        else:
+            teacher = teachers[place]
+        if config.games:
+            _check_number("game", config.games, number)
+            if config.games[place] != collection.spec.name:
+                raise ValueError(
+                    f"distill: game must be that of {collection.directory}, "
+                    f"{collection.spec.name!r}, got {config.games[place]!r}"
+                )
+        else:
+            recorded_game({"game": collection.spec.name})
+        teacher.check(collection.spec)
+        weight = config.weights[place] if config.weights else 1.0
+        tasks.append(Task(collection.spec, teacher, _temperature(config, teacher), weight))
+    check_games("distill", [task.spec for task in tasks])
+    return tasks, collections
+
+
 def play_env(game: str, num_lanes: int, preset: str) -> LaneEnv:
     """An environment to play in, as evaluations do."""
     # A thread per core: here the emulators take longer than the students, unlike in teaching. Of
-    # several games one at a time is stepped, and the threads of the others wait.
-    threads = os.cpu_count() or 1
+    # several games one at a time is stepped, and the threads of the others wait. The ranks of one
+    # machine share its cores.
+    threads = max(1, (os.cpu_count() or 1) // local_world())
     return make_env(game, num_lanes, preset=preset, training=False, num_threads=threads)
 
 

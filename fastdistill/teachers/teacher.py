@@ -53,17 +53,21 @@ class Teacher:
     source: str | None = None
     version: int = 0
 
-    def check(self, env: LaneEnv) -> None:
+    def check(self, env: LaneEnv | EnvSpec) -> None:
         """Refuse, in words, an environment that this teacher does not fit.
+
+        Args:
+            env: The environment, or its description.
 
         Raises:
             ValueError: Observations, actions, their meanings or the game differ, or the outputs
                 are not finite ``[batch, env.num_actions]`` values.
             TypeError: The module returns something else than a tensor.
         """
+        spec = env if isinstance(env, EnvSpec) else env.spec
         if self.card:
-            _check_card(self.card, env.spec)
-        _check_outputs(self, env.spec)
+            _check_card(self.card, spec)
+        _check_outputs(self, spec)
 
     @torch.no_grad()
     def values(self, obs: Tensor) -> Tensor:
@@ -86,7 +90,7 @@ class Teacher:
 
 def load_teacher(
     source: str | Path | nn.Module,
-    env: LaneEnv | str | None = None,
+    env: LaneEnv | EnvSpec | str | None = None,
     *,
     kind: str | None = None,
     device: torch.device | str = "cpu",
@@ -102,8 +106,8 @@ def load_teacher(
             ``[batch, env.num_actions]`` values. A module is
             copied: the caller's own stays as it is, and what it learns later does not reach the
             teacher.
-        env: What it will be asked about: lanes, or the name of a game or gymnasium id. By default
-            a checkpoint is checked against its own game, and a module later, by whoever uses it.
+        env: What it will be asked about: lanes, their description, or the name of a game or
+            gymnasium id. By default a checkpoint is checked against its own game, and a module later, by whoever uses it.
             Of a checkpoint of several games it says which one is to be taught.
         kind: What its values are: ``"q_values"``, ``"logits"`` or ``"log_probs"``; by default what
             a checkpoint says, and Q-values for a module.
@@ -123,17 +127,18 @@ def load_teacher(
     if isinstance(env, str):
         with closing(make_env(env, 1)) as lanes:
             return load_teacher(source, lanes, kind=kind, device=device)
+    spec = env.spec if isinstance(env, LaneEnv) else env
     module: nn.Module
     if isinstance(source, nn.Module):
         module = _copy(source)
     elif isinstance(source, str) and (names := _members(source)):
-        module, card = _ensemble([load_teacher(name, env) for name in names])
+        module, card = _ensemble([load_teacher(name, spec) for name in names])
     elif isinstance(source, str) and source.startswith("sb3:"):
         module, card = load_sb3(source.removeprefix("sb3:"))
     elif isinstance(source, str) and source.startswith("cleanrl:"):
         module, card = load_cleanrl(source.removeprefix("cleanrl:"))
     elif isinstance(source, (str, Path)):
-        module, card = _one_game(*load_network(checkpoint_path(source)), env)
+        module, card = _one_game(*load_network(checkpoint_path(source)), spec)
     else:
         raise TypeError(
             "load_teacher: source must be a checkpoint path, 'zoo:NAME', 'sb3:FILE', "
@@ -153,8 +158,8 @@ def load_teacher(
         module = module.eval()
     name = None if isinstance(source, nn.Module) else str(source)
     teacher = Teacher(module, card, device, kind, name)
-    if env is not None:
-        teacher.check(env)
+    if spec is not None:
+        teacher.check(spec)
     elif (game := recorded_game(card)) is not None:
         with closing(make_env(game, 1)) as lanes:
             teacher.check(lanes)
@@ -189,17 +194,17 @@ def _ensemble(teachers: list[Teacher]) -> tuple[Ensemble, dict[str, Any]]:
 
 
 def _one_game(
-    network: QNetwork, card: dict[str, Any], env: LaneEnv | None
+    network: QNetwork, card: dict[str, Any], spec: EnvSpec | None
 ) -> tuple[QNetwork, dict[str, Any]]:
     """Of a checkpoint of several games the one that is asked for; any other as it is."""
     if not network.games:
         return network, card
-    if env is None or env.spec.name not in network.games:
+    if spec is None or spec.name not in network.games:
         raise ValueError(
             f"load_teacher: game must be one of the checkpoint's, {', '.join(network.games)}, got "
-            f"{None if env is None else env.spec.name!r}"
+            f"{None if spec is None else spec.name!r}"
         )
-    return network.for_task(env.spec.name), game_card(card, env.spec.name)
+    return network.for_task(spec.name), game_card(card, spec.name)
 
 
 def _copy(module: nn.Module) -> nn.Module:

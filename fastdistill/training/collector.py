@@ -64,9 +64,10 @@ class Collector:
         *,
         seed: int,
         task: int = 0,
+        part: streams.Part = (),
     ) -> None:
         self.env = env
-        self.rng = streams.generator(seed, streams.ACTING, task)
+        self.rng = streams.generator(seed, streams.ACTING, task, part)
         self._driver = driver
         self._store = store
         self._counters = counters

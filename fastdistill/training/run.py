@@ -26,6 +26,7 @@ from fastdistill.training.checkpoints import TrainingCheckpoints
 from fastdistill.training.configuration import Config, configuration_to_json, read_configuration
 from fastdistill.training.counters import Counters
 from fastdistill.training.metrics import Progress, RunWriter
+from fastdistill.training.ranks import ALONE, Ranks, launched_rank
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -58,10 +59,18 @@ class Run(Generic[ConfigT]):
         config: To train with; of a resumed run, its own.
         at: How far it is.
         finished: Whether the recipe came to its end, which it sets.
+        ranks: That train together.
     """
 
     def __init__(
-        self, recipe: str, config: ConfigT, *, resume: bool, unit: str, stop: Stop | None = None
+        self,
+        recipe: str,
+        config: ConfigT,
+        *,
+        resume: bool,
+        unit: str,
+        stop: Stop | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Args:
         recipe: Its name.
@@ -70,12 +79,13 @@ class Run(Generic[ConfigT]):
         resume: Continue the run in ``config.run_dir``.
         unit: What its cadence counts, ``"steps"`` or ``"updates"``.
         stop: Asked between steps.
+        ranks: That train together; only the first of them writes, and shows, anything.
         """  # noqa: D205
         self._directory = Path(config.run_dir)
         path = self._directory / "config.json"
         if resume:
             config = read_configuration(path, recipe, config)
-        elif path.exists():
+        elif path.exists() and ranks.is_first:
             raise ValueError(
                 f"open_run: run_dir must not hold a run, got {config.run_dir}; resume it or name "
                 "another"
@@ -83,6 +93,8 @@ class Run(Generic[ConfigT]):
         self.config = config
         self.at = Counters()
         self.finished = False
+        self.ranks = ranks
+        self._seconds = 0.0
         self._recipe = recipe
         self._resume = resume
         self._unit = unit
@@ -94,12 +106,14 @@ class Run(Generic[ConfigT]):
         self._progress: Progress | None = None
 
     def __enter__(self) -> Run[ConfigT]:
+        if not self.ranks.is_first:
+            return self
         if not self._resume:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise unwritable("open_run", self._directory, error) from error
-        self._lock = _claim(self._directory)
+        self._lock = claim(self._directory)
         try:
             for folder in (self._directory, self._directory / "students"):
                 _remove_torn(folder)
@@ -191,6 +205,8 @@ class Run(Generic[ConfigT]):
             self._asked = dict.fromkeys(("log", "score", "checkpoint"), self._count)
         else:
             self.at.start_clock()
+        if not self.ranks.is_first:
+            return loaded is not None
         # A run that begins again, for want of a checkpoint, drops its records of before.
         self._writer = RunWriter(
             self.directory,
@@ -208,8 +224,15 @@ class Run(Generic[ConfigT]):
 
     @property
     def stopping(self) -> bool:
-        """Whether it was asked to stop."""
-        return self._stop is not None and self._stop.requested
+        """Whether it, or any other rank, was asked to stop; asked by all of them at once."""
+        asked = self._stop is not None and self._stop.requested
+        asked, self._seconds = self.ranks.agree(asked, self.at.training_seconds)
+        return asked
+
+    @property
+    def training_seconds(self) -> float:
+        """Those of play and learning; of several ranks as they were when all looked last."""
+        return self.at.training_seconds if self.ranks.world == 1 else self._seconds
 
     def due(self, what: str) -> bool:
         """Whether a multiple of ``config.<what>_every_<unit>`` has gone by since last asked."""
@@ -219,11 +242,15 @@ class Run(Generic[ConfigT]):
 
     def show(self, note: Callable[[], str]) -> None:
         """How far it is, on the terminal."""
+        if not self.ranks.is_first:
+            return
         assert self._progress is not None
         self._progress.update(self._count, self.at.recent, note)
 
     def write(self, values: dict[str, float]) -> None:
         """Record metrics."""
+        if not self.ranks.is_first:
+            return
         assert self._writer is not None
         _ = self.directory  # still there
         self._writer.write(self.at.step, values)
@@ -241,6 +268,8 @@ class Run(Generic[ConfigT]):
             card: All other state, as plain JSON types.
             save_replay: Writes the replay's snapshot, which the checkpoint then names.
         """
+        if not self.ranks.is_first:
+            return
         _ = self.directory  # still there
         state = {"engine": ENGINE, "counters": self.at.state(), **card}
         self._checkpoints.write(self.at.step, tensors, state, save_replay)
@@ -248,9 +277,10 @@ class Run(Generic[ConfigT]):
 
     def keep_diverged(self, name: str, loss: float, batch: dict[str, Tensor]) -> str:
         """Save the batch of a loss that is not finite; says what happened and where it is."""
-        path = write_checkpoint(
-            self.directory / name, batch, {"step": self.at.step, "loss": str(loss)}
-        )
+        path = self._directory / f"{name}.json"
+        if self.ranks.is_first:
+            _ = self.directory  # still there
+            write_checkpoint(path, batch, {"step": self.at.step, "loss": str(loss)})
         return (
             f"training: loss must be finite, got {loss} at step {self.at.step}; "
             f"the batch is in {path}"
@@ -275,20 +305,28 @@ _MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
 
 
 def say(text: str) -> None:
-    """Say something on the terminal, apart from results."""
-    print(text, file=sys.stderr)
+    """Say something on the terminal, apart from results; of several ranks the first one does."""
+    if launched_rank() == 0:
+        print(text, file=sys.stderr)
 
 
-def _claim(directory: Path) -> int:
-    """Lock a directory for this run; the lock ends with the process, however it ends."""
+def claim(directory: Path, what: str = "open_run: run_dir") -> int:
+    """Lock a directory for this process; the lock ends with it, however it ends.
+
+    Returns:
+        What to close when it is no longer needed.
+
+    Raises:
+        ValueError: ``what`` belongs to another process.
+    """
     number = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(number)
         raise ValueError(
-            f"open_run: run_dir must belong to one process at a time, got {directory}, in which "
-            "another is training"
+            f"{what} must belong to one process at a time, got {directory}, in which another is "
+            f"{'training' if what.startswith('open_run') else 'at work'}"
         ) from error
     return number
 

@@ -15,7 +15,7 @@ from fastdistill.envs import LaneEnv
 from fastdistill.evaluation.compare import Player, random_score
 from fastdistill.networks import QNetwork, num_parameters
 from fastdistill.training.counters import Means
-from fastdistill.training.labelled_play import Lesson
+from fastdistill.training.labelled_rows import Lesson
 from fastdistill.training.learners.student import OwnStudent, Student
 from fastdistill.training.publishing import load_student, save_student, student_path
 from fastdistill.training.run import Run, TrainingDiverged, say
@@ -82,11 +82,12 @@ class Students:
         obs, labels = lesson
         temperatures = [task.temperature for task in self._tasks]
         weights = [
-            state_weight(self._weighting, taught, temperature)
+            state_weight(self._weighting, taught, temperature, self._run.ranks)
             for taught, temperature in zip(labels, temperatures, strict=True)
         ]
         for student in self.learning:
             learned = student.update(obs, labels, weights, temperatures, learning_rate)
+            learned = self._run.ranks.mean(learned)
             self._means[student.name].add(learned)
             # On a GPU looking would be waiting; the records look there.
             if learned["loss"].device.type == "cpu":

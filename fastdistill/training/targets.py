@@ -7,10 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdistill.training.ranks import ALONE, Ranks
+
 WEIGHTINGS = ("none", "gap", "entropy")
 
 
-def state_weight(weighting: str, teacher_logits: Tensor, temperature: float) -> Tensor | None:
+def state_weight(
+    weighting: str, teacher_logits: Tensor, temperature: float, ranks: Ranks = ALONE
+) -> Tensor | None:
     """How much each state of a batch counts, with a mean of 1.
 
     Args:
@@ -18,6 +22,7 @@ def state_weight(weighting: str, teacher_logits: Tensor, temperature: float) -> 
             ``"entropy"``, by how far the sharpened teacher is from undecided.
         teacher_logits: ``[batch, actions]``.
         temperature: Of the sharpened teacher.
+        ranks: Over whose rows together the mean is 1.
 
     Sources: Rusu et al. 2015 discuss weights by action gap (CAPI, Farahmand et al. 2015); Qu et
     al. 2022 weight by the inverse of the entropy.
@@ -30,7 +35,8 @@ def state_weight(weighting: str, teacher_logits: Tensor, temperature: float) -> 
         weight = best[:, 0] - best[:, 1]
     else:
         weight = np.log(actions) - teacher_entropy(teacher_logits, temperature)
-    return weight / weight.mean().clamp_min(1e-12)
+    mean = ranks.mean({"mean": weight.mean()})["mean"] if ranks.world > 1 else weight.mean()
+    return weight / mean.to(weight.dtype).clamp_min(1e-12)
 
 
 def teacher_entropy(teacher_logits: Tensor, temperature: float) -> Tensor:

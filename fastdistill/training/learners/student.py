@@ -14,6 +14,7 @@ from fastdistill.envs import EnvSpec
 from fastdistill.losses import distill_loss_and_grad
 from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.training.optimizing import make_optimizer, set_learning_rate
+from fastdistill.training.ranks import ALONE, Forward, Ranks
 from fastdistill.training.state import learner_tensors, restore_learner
 
 LOSSES = ("kl", "nll", "mse", "reverse_kl", "jsd")
@@ -50,6 +51,7 @@ class Student:
         optimizer: str,
         learning_rate: float,
         bfloat16: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.name = f"{loss}_{size.rstrip('%')}_seed{seed}"
         self.loss = loss
@@ -59,6 +61,10 @@ class Student:
         self.optimizer = make_optimizer(optimizer, network, learning_rate)
         self.diverged_updates: int | None = None
         self._bfloat16 = bfloat16
+        self._forward: nn.Module = Forward(network)
+        if ranks.world > 1:
+            one_game = not isinstance(network, QNetwork) or len(network.heads) == 1
+            self._forward = ranks.parallel(self._forward, all_used=one_game)
         self._grad: Tensor | None = None
 
     def player(self, task: int) -> nn.Module:
@@ -88,10 +94,9 @@ class Student:
         """
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self._bfloat16):
             if len(labels) == 1:
-                outputs = [self.network(obs)]
+                outputs = [self._forward(obs)]
             else:
-                assert isinstance(self.network, QNetwork)
-                outputs = self.network.forward_games(obs, [len(rows) for rows in labels])
+                outputs = self._forward(obs, [len(rows) for rows in labels])
         if len(labels) > 1:
             losses, grads = self._losses(outputs, labels, weights, temperatures)
         else:
@@ -159,6 +164,7 @@ def make_students(
     bfloat16: bool,
     device: torch.device,
     own: OwnStudent | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Student]:
     """All combinations; two students of one size and seed begin with the same weights.
 
@@ -172,6 +178,7 @@ def make_students(
         bfloat16: Whether they compute under bfloat16 autocast.
         device: Where they learn.
         own: For ``OWN``; a module is copied, never changed.
+        ranks: That train them together.
     """
     return [
         Student(
@@ -182,6 +189,7 @@ def make_students(
             optimizer=optimizer,
             learning_rate=learning_rate,
             bfloat16=bfloat16,
+            ranks=ranks,
         )
         for loss in losses
         for size in sizes
