@@ -27,9 +27,10 @@ TeacherSource = Teacher | nn.Module | str | Path
 
 
 def distill(
-    teacher: TeacherSource | Mapping[str, TeacherSource],
+    teacher: TeacherSource | Mapping[str, TeacherSource] | None = None,
     env: str | None = None,
     *,
+    data: str | Path | None = None,
     student: str | OwnStudent = "7%",
     loss: str = "kl",
     run_dir: str | Path | None = None,
@@ -45,8 +46,10 @@ def distill(
         teacher: A ``Teacher``, a checkpoint's path, ``"zoo:NAME"``, or any module that maps
             ``[batch, *obs_shape]`` observations (uint8 for images) to ``[batch, actions]`` float
             Q-values (logits: ``load_teacher(module, kind="logits")``). For one student of several
-            games: ``{"pong": "zoo:pong", "freeway": module}``, each game's teacher.
+            games: ``{"pong": "zoo:pong", "freeway": module}``, each game's teacher. May be left out
+            where ``data`` names it.
         env: Atari game or gymnasium id; by default the game that a checkpoint names.
+        data: Directory that ``fastdistill collect`` has written: learn from it instead of playing.
         student: One or several of 100%, 25%, 7%, 4%, multi, multi-wide, with commas between; or a
             module of your own, or a function that makes one of an ``EnvSpec``. A module is copied,
             never changed.
@@ -73,6 +76,15 @@ def distill(
             f"distill: options must be fields of DistillConfig, got {', '.join(unknown)}"
         )
     own = None if isinstance(student, str) else _own_student(student)
+    if teacher is None:
+        if data is None:
+            raise ValueError("distill: teacher must be given where there is no data, got none")
+        run_dir = run_dir or unused(Path("runs") / f"distill-{Path(data).name}")
+        config = DistillConfig(
+            run_dir=Path(run_dir), game=env, data=str(data),
+            student=student if isinstance(student, str) else OWN, loss=loss, **options,
+        )  # fmt: skip
+        return train(config, student=own, resume=resume)
     if isinstance(teacher, Mapping):
         if env is not None:
             raise ValueError(
@@ -97,6 +109,7 @@ def distill(
         run_dir=Path(run_dir),
         teacher=",".join(found.source or _MODULE for found in teachers),
         game=env,
+        data=None if data is None else str(data),
         student=student if isinstance(student, str) else OWN,
         loss=loss,
         **options,

@@ -27,12 +27,12 @@ import torch
 
 import fastdistill
 from fastdistill._files import write_atomically
+from fastdistill.data_commands import collect, relabel
 from fastdistill.envs import make_env, usable_device
 from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.evaluation.statistics import summarize
 from fastdistill.evaluation.verify import verify_teacher as verify
 from fastdistill.export import export as export_network
-from fastdistill.recipes import collect as collect_recipe
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
 from fastdistill.recipes import pqn as pqn_recipe
@@ -144,59 +144,6 @@ def distill(config: DistillConfig, resume: bool = False) -> int:
     """
     with StopRequest() as stop:
         return _report_students(distill_recipe.train(config, resume=resume, stop=stop))
-
-
-def collect(
-    teacher: str,
-    /,
-    steps: int,
-    out: Path,
-    game: str | None = None,
-    shard: str = "0/1",
-    preset: str = "classic",
-    num_lanes: int = 16,
-    epsilon: float = 0.05,
-    seed: int = 1,
-    chunk_steps: int = 512,
-    device: str = "auto",
-) -> int:
-    """Play with a teacher and write what it saw and said, to learn from without an emulator.
-
-    The same command goes on where it was interrupted, and mends what is damaged.
-
-    Args:
-        teacher: A checkpoint's path, zoo:NAME, sb3:FILE or cleanrl:FILE.
-        steps: Agent steps of all shards together.
-        out: Directory of the collection; other collectors may be writing to it.
-        game: Game or gymnasium id; the checkpoint's own by default.
-        shard: i/n, which of how many this collector writes, from 0.
-        preset: classic or machado.
-        num_lanes: Games played at once.
-        epsilon: Share of random actions.
-        seed: Of everything; each shard has its own games.
-        chunk_steps: Steps of each lane in a file.
-        device: Where the teacher runs.
-    """
-    with StopRequest() as stop:
-        whole = collect_recipe.collect(
-            teacher, out, steps=steps, game=game, shard=shard, preset=preset, num_lanes=num_lanes,
-            epsilon=epsilon, seed=seed, chunk_steps=chunk_steps, device=device, stop=stop,
-        )  # fmt: skip
-    print(f"shard {shard} in {out} is {'whole' if whole else 'begun; the same command goes on'}")
-    return 0 if whole else STOPPED_STATUS
-
-
-def relabel(data: Path, teacher: str, /, name: str, device: str = "auto") -> None:
-    """Write another teacher's labels of a collection, beside its frames.
-
-    Args:
-        data: Directory that fastdistill collect has written.
-        teacher: A checkpoint's path, zoo:NAME, sb3:FILE or cleanrl:FILE.
-        name: Of the labels, for fastdistill distill --labels.
-        device: Where the teacher runs.
-    """
-    found = collect_recipe.relabel(data, teacher, name, device=device)
-    print(f"{data}: about {found.num_rows:,} states labelled; --data {data} --labels {name}")
 
 
 def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:

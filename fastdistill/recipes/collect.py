@@ -95,10 +95,10 @@ def collect(
         raise ValueError(f"collect: epsilon must be in [0, 1], got {epsilon}")
     if isinstance(teacher, str):
         teacher = load_teacher(teacher, game, device=pick_device(device))
-    name = game or recorded_game(teacher.card)
-    if not name:
+    game = game or recorded_game(teacher.card)
+    if not game:
         raise ValueError("collect: game must be given, the teacher does not name one")
-    with closing(play_env(name, num_lanes, preset)) as env:
+    with closing(play_env(game, num_lanes, preset)) as env:
         teacher.check(env)
         settings = {
             "shard": [index, count],
@@ -228,7 +228,7 @@ def relabel(
             "command that collected them mends them"
         )
     if isinstance(teacher, str):
-        teacher = load_teacher(teacher, played.spec.name, device=pick_device(device))
+        teacher = load_teacher(teacher, played.spec, device=pick_device(device))
     teacher.check(played.spec)
     for place, shard in enumerate(played.shards):
         with _claimed(shard.directory):
@@ -238,9 +238,10 @@ def relabel(
                 assert chunk is not None
                 is_done = _is_labelled(shard, name, number, teacher)
                 labels = []
-                for before in stacked(chunk, played.spec, before):
+                for obs in stacked(chunk, played.spec, before):
+                    before = obs
                     if not is_done:
-                        labels.append(teacher.values(torch.from_numpy(before)).cpu())
+                        labels.append(teacher.values(torch.from_numpy(obs)).cpu())
                 if not is_done:
                     _write_labels(shard, name, number, torch.stack(labels), teacher)
         say(f"shard {shard.index}/{shard.count}: labels of {name}")

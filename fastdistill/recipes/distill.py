@@ -11,7 +11,7 @@ Source: Rusu et al. 2015, Policy Distillation; what differs is in docs/deviation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,24 +19,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastdistill.envs import EnvFault, EnvSpec, LaneEnv
-from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
+from fastdistill.envs import EnvFault, EnvSpec
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import open_data, open_tasks, play_env
+from fastdistill.recipes.judging import Judges
+from fastdistill.recipes.sources import Source, open_source
 from fastdistill.report import try_report
 from fastdistill.teachers import Teacher
-from fastdistill.training.counters import Counters
-from fastdistill.training.labelled_play import LabelledPlay
-from fastdistill.training.labelled_shards import LabelledShards
-from fastdistill.training.learners.student import OWN, OwnStudent, Student, make_students
+from fastdistill.training.learners.student import OWN, OwnStudent, make_students
 from fastdistill.training.optimizing import linear
-from fastdistill.training.process import (
-    deterministic_kernels,
-    keep_freed_memory,
-    pick_device,
-)
-from fastdistill.training.publishing import load_student, publish_student
-from fastdistill.training.ranks import Ranks, open_ranks
+from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
+from fastdistill.training.publishing import load_student
+from fastdistill.training.ranks import open_ranks
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.state import select, under
 from fastdistill.training.students import Students
@@ -105,12 +98,12 @@ def train(
         ranks = opened.enter_context(open_ranks(pick_device(config.device)))
         run = Run("distill", config, resume=resume, unit="updates", stop=stop, ranks=ranks)
         config = run.config
-        tasks, source = _open_source(config, teachers, ranks, opened)
+        tasks, source = open_source(config, teachers, ranks, opened)
         parts = _Parts(config, run, tasks, source, student)
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
         parts.begin()
-        opened.callback(parts.close)
+        opened.callback(parts.judges.close)
         while parts.fraction < 1.0 and not run.stopping:
             try:
                 parts.step()
@@ -138,48 +131,6 @@ def train(
     )
 
 
-# What is to be learned from, once it is known who learns and what counts.
-_Source = Callable[[Sequence[Student], Counters], LabelledPlay | LabelledShards]
-
-
-def _open_source(
-    config: DistillConfig, teachers: Sequence[Teacher] | None, ranks: Ranks, opened: ExitStack
-) -> tuple[list[Task], _Source]:
-    """The tasks, and their states: from play, or from what was played before."""
-    capacity = ranks.part_of("replay_capacity", config.replay_capacity)
-    if config.directories:
-        tasks, collections = open_data(config, teachers, ranks.device)
-
-        def read(students: Sequence[Student], counters: Counters) -> LabelledShards:
-            return LabelledShards(
-                tasks,
-                collections,
-                counters,
-                damaged=config.damaged,
-                replay_capacity=capacity,
-                seed=config.seed,
-                ranks=ranks,
-            )
-
-        return tasks, read
-    lanes = ranks.part_of("num_lanes", config.num_lanes)
-    tasks, envs = open_tasks(config, teachers, ranks.device, lanes, opened)
-
-    def play(students: Sequence[Student], counters: Counters) -> LabelledPlay:
-        return LabelledPlay(
-            tasks,
-            envs,
-            students,
-            counters,
-            replay_capacity=capacity,
-            seed=config.seed,
-            bfloat16=config.bfloat16,
-            ranks=ranks,
-        )
-
-    return tasks, play
-
-
 class _Parts:
     """The parts of a run: what is played and remembered, who learns, the games that judge."""
 
@@ -188,7 +139,7 @@ class _Parts:
         config: DistillConfig,
         run: Run[DistillConfig],
         tasks: list[Task],
-        source: _Source,
+        source: Source,
         own: OwnStudent | None,
     ) -> None:
         self.config = config
@@ -218,7 +169,7 @@ class _Parts:
         self.source = source(learners, run.at)
         self._batch_size = run.ranks.part_of("batch_size", config.batch_size)
         self._begins_anew = False
-        self._games: list[LaneEnv] = []
+        self.judges = Judges(config, tasks)
 
     @property
     def fraction(self) -> float:
@@ -280,25 +231,12 @@ class _Parts:
             }
         )
 
-    def games(self) -> list[LaneEnv]:
-        """For full games that judge; half a second to make, so only if they are wanted."""
-        if not self._games:
-            config = self.config
-            lanes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
-            self._games = [play_env(task.name, lanes, config.preset) for task in self.tasks]
-        return self._games
-
-    def close(self) -> None:
-        """Free the emulators of the games."""
-        for env in self._games:
-            env.close()
-
     def score(self) -> None:
         """Judge every student, and record it; the other ranks wait for the first."""
         if not self.run.ranks.is_first:
             return
         seconds = self.run.at.training_seconds
-        scores = self.students.score(self.games)
+        scores = self.students.score(self.judges.games)
         self.run.write({"time/training_seconds": seconds, **scores})
 
     def checkpoint(self) -> None:
@@ -320,10 +258,9 @@ class _Parts:
 
     def finish(self) -> dict[str, Any]:
         """The last scoring and checkpoint; of a run at its end, the evaluation."""
-        config, run = self.config, self.run
-        run.finished = self.fraction >= 1.0
-        if not run.finished:
-            if run.ranks.is_first:
+        self.run.finished = self.fraction >= 1.0
+        if not self.run.finished:
+            if self.run.ranks.is_first:
                 self.students.save_unscored()
             self.checkpoint()
             return {}
@@ -331,24 +268,6 @@ class _Parts:
             self.log()
             self.score()
         self.checkpoint()
-        if not config.evaluation_episodes or not run.ranks.is_first:
+        if not self.run.ranks.is_first:
             return {}
-        records = []
-        for place, (task, env) in enumerate(zip(self.tasks, self.games(), strict=True)):
-            record = compare(
-                Player("teacher", task.teacher, task.teacher.module, {}),
-                self.students.players(self.own, place),
-                env,
-                episodes=config.evaluation_episodes,
-                seed=config.seed,
-                device=task.teacher.device,
-            )
-            records.append(record)
-        record = together(records) | {
-            "training_seconds": run.at.training_seconds,
-            "updates": run.at.updates,
-            "commands": [config.command()],
-        }
-        publish_student(run.directory, self.students.learning[0].name)
-        write_evaluation(run.directory, record)
-        return record
+        return self.judges.evaluate(self.run, self.students, self.own)

@@ -126,16 +126,6 @@ def open_data(
         _check_number("teacher", teachers, number)
     tasks = []
     for place, collection in enumerate(collections):
-        if teachers is None:
-            source = collection.labelled_by().get("source")
-            if not isinstance(source, str):
-                raise ValueError(
-                    f"distill: teacher of {collection.directory} must be one that can be loaded, "
-                    "got a module; give it again: fastdistill.distill(module, data=...)"
-                )
-            teacher = load_teacher(source, collection.spec.name, device=device)
-        else:
-            teacher = teachers[place]
         if config.games:
             _check_number("game", config.games, number)
             if config.games[place] != collection.spec.name:
@@ -145,6 +135,16 @@ def open_data(
                 )
         else:
             recorded_game({"game": collection.spec.name})
+        if teachers is None:
+            source = collection.labelled_by().get("source")
+            if not isinstance(source, str):
+                raise ValueError(
+                    f"distill: teacher of {collection.directory} must be one that can be loaded, "
+                    "got a module; give it again: fastdistill.distill(module, data=...)"
+                )
+            teacher = load_teacher(source, collection.spec, device=device)
+        else:
+            teacher = teachers[place]
         teacher.check(collection.spec)
         weight = config.weights[place] if config.weights else 1.0
         tasks.append(Task(collection.spec, teacher, _temperature(config, teacher), weight))

@@ -107,8 +107,9 @@ def load_teacher(
             copied: the caller's own stays as it is, and what it learns later does not reach the
             teacher.
         env: What it will be asked about: lanes, their description, or the name of a game or
-            gymnasium id. By default a checkpoint is checked against its own game, and a module later, by whoever uses it.
-            Of a checkpoint of several games it says which one is to be taught.
+            gymnasium id. By default a checkpoint is checked against its own game, and a module
+            later, by whoever uses it. Of a checkpoint of several games it says which one is to be
+            taught.
         kind: What its values are: ``"q_values"``, ``"logits"`` or ``"log_probs"``; by default what
             a checkpoint says, and Q-values for a module.
         device: Where it will run.

@@ -113,6 +113,8 @@ class _Reader:
 
     def step(self) -> None:
         """The next step of every lane."""
+        if self._at == self._step == 0:
+            self._writer.cut()  # the end of a shard is no end of an episode
         while self._chunk is None:
             self._chunk = self._collection.chunk(self._place, self._at)
             if self._chunk is None:
@@ -144,7 +146,6 @@ class _Reader:
         self._at += 1
         if self._at == self._collection.num_chunks(self._place):
             self._at = 0
-            self._writer.cut()  # the end of a shard is no end of an episode
 
 
 class LabelledShards(LabelledRows):
@@ -171,7 +172,7 @@ class LabelledShards(LabelledRows):
         collections: Whose labels are learned.
         counters: Of the run.
         damaged: ``"refuse"`` or ``"skip"`` chunks that cannot be read.
-        replay_capacity: States kept, at most; no more than there are.
+        replay_capacity: States kept.
         seed: Of the batches.
         ranks: This process reads the shards whose place is its rank, modulo their number.
 
@@ -187,14 +188,13 @@ class LabelledShards(LabelledRows):
                     f"distill: shards in {collection.directory} must be at least one for each of "
                     f"{ranks.world} ranks, got {len(_readable(collection))}"
                 )
-        rows = sum(collection.num_rows for collection in collections) // ranks.world
         lanes = [len(own) * c.num_lanes for own, c in zip(places, collections, strict=True)]
         super().__init__(
             tasks,
             lanes,
             counters,
             frame_dtype="uint8" if tasks[0].spec.is_image else "float32",
-            replay_capacity=min(replay_capacity, max(rows, 4 * sum(lanes))),
+            replay_capacity=replay_capacity,
             seed=seed,
             ranks=ranks,
         )

@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_first(self) -> bool:
@@ -63,16 +64,15 @@ class Ranks:
         for tensor in tensors if self.world > 1 else ():
             dist.broadcast(tensor, 0)
 
-    def parallel(self, network: nn.Module, *, all_used: bool) -> nn.Module:
-        """The network, whose gradients will be the ranks' mean.
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network, whose gradients will be the ranks' mean; its weights become the first's.
 
-        Args:
-            network: Its parameters become the first rank's.
-            all_used: Whether every update uses all parameters; where not, it has to be found out.
+        Every update has to use every parameter. Buffers stay each rank's own: they are set alike.
         """
-        return nn.parallel.DistributedDataParallel(
-            network, broadcast_buffers=False, find_unused_parameters=not all_used
-        )
+        parallel = nn.parallel.DistributedDataParallel
+        new = "forward_sync_buffers" in signature(parallel).parameters  # its name since torch 2.13
+        sync = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+        return parallel(network, **sync)
 
     def part_of(self, name: str, value: int) -> int:
         """This rank's part of something that is counted over all of them.
@@ -140,7 +140,7 @@ class Forward(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
 
     def forward(self, obs: Tensor, counts: Sequence[int] | None = None) -> Any:
         """``network(obs)``; with the rows of each game, its heads' outputs."""

@@ -31,7 +31,7 @@ from fastdistill.training.ranks import ALONE, Ranks, launched_rank
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 # Of the training checkpoints; those of version 0.1.0 had another engine, the second had one task.
-ENGINE = 3
+ENGINE = 4
 
 # What a killed process left of a file that is written in one step (see ``write_atomically``).
 _TORN = re.compile(r"\..+\.(json|html|safetensors|jsonl(\.damaged-\d+)?)\.\d+\.tmp")

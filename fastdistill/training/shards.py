@@ -100,7 +100,7 @@ class Shard:
             read_checkpoint(self.labels_path(PLAYER, chunk))
         except CheckpointError:
             return False
-        others = [key for key in card if found.get(key) != card[key]]
+        others = [key for key in card if found.setdefault(key) != card[key]]
         if others:
             raise ValueError(
                 "collect: options must be those that the shard was begun with, got "
@@ -244,7 +244,9 @@ def spec_card(spec: EnvSpec) -> dict[str, Any]:
 
 def spec_of(card: dict[str, Any]) -> EnvSpec:
     """The environment of a chunk's card."""
-    spec = {k: tuple(v) if isinstance(v, list) else v for k, v in card["spec"].items()}
+    spec: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in card["spec"].items()
+    }
     names = (spec.get("name"), spec.get("preset"), *spec["action_meanings"])
     if spec.keys() != EnvSpec.__dataclass_fields__.keys() or not all(
         isinstance(name, str) for name in names

@@ -33,7 +33,7 @@ LAYERS = (
     {"training"},
     {"report", "export"},
     {"recipes"},
-    {"api"},
+    {"api", "data_commands"},
     {"cli"},
     {"__main__"},
 )

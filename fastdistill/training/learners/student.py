@@ -61,10 +61,10 @@ class Student:
         self.optimizer = make_optimizer(optimizer, network, learning_rate)
         self.diverged_updates: int | None = None
         self._bfloat16 = bfloat16
+        self._ranks = ranks
         self._forward: nn.Module = Forward(network)
         if ranks.world > 1:
-            one_game = not isinstance(network, QNetwork) or len(network.heads) == 1
-            self._forward = ranks.parallel(self._forward, all_used=one_game)
+            self._forward = ranks.parallel(self._forward)
         self._grad: Tensor | None = None
 
     def player(self, task: int) -> nn.Module:
@@ -108,7 +108,9 @@ class Student:
             )  # fmt: skip
             losses, grads = [loss], [grad]
         self.optimizer.zero_grad(set_to_none=True)
-        learning = [place for place, rows in enumerate(labels) if len(rows)]
+        # Of ranks every one waits for every gradient, even of a game that has no rows here.
+        all_wait = self._ranks.world > 1
+        learning = [place for place, rows in enumerate(labels) if len(rows) or all_wait]
         torch.autograd.backward([outputs[i] for i in learning], [grads[i] for i in learning])
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()

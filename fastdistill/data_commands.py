@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""The subcommands about collections of play; their docstrings are the help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastdistill.recipes import collect as collect_recipe
+from fastdistill.training.stop import STOPPED_STATUS, StopRequest
+
+
+def collect(
+    teacher: str,
+    /,
+    steps: int,
+    out: Path,
+    game: str | None = None,
+    shard: str = "0/1",
+    preset: str = "classic",
+    num_lanes: int = 16,
+    epsilon: float = 0.05,
+    seed: int = 1,
+    chunk_steps: int = 512,
+    device: str = "auto",
+) -> int:
+    """Play with a teacher and write what it saw and said, to learn from without an emulator.
+
+    The same command goes on where it was interrupted, and mends what is damaged.
+
+    Args:
+        teacher: A checkpoint's path, zoo:NAME, sb3:FILE or cleanrl:FILE.
+        steps: Agent steps of all shards together.
+        out: Directory of the collection; other collectors may be writing to it.
+        game: Game or gymnasium id; the checkpoint's own by default.
+        shard: i/n, which of how many this collector writes, from 0.
+        preset: classic or machado.
+        num_lanes: Games played at once.
+        epsilon: Share of random actions.
+        seed: Of everything; each shard has its own games.
+        chunk_steps: Steps of each lane in a file.
+        device: Where the teacher runs.
+    """
+    with StopRequest() as stop:
+        whole = collect_recipe.collect(
+            teacher, out, steps=steps, game=game, shard=shard, preset=preset, num_lanes=num_lanes,
+            epsilon=epsilon, seed=seed, chunk_steps=chunk_steps, device=device, stop=stop,
+        )  # fmt: skip
+    print(f"shard {shard} in {out} is {'whole' if whole else 'begun; the same command goes on'}")
+    return 0 if whole else STOPPED_STATUS
+
+
+def relabel(data: Path, teacher: str, /, name: str, device: str = "auto") -> None:
+    """Write another teacher's labels of a collection, beside its frames.
+
+    Args:
+        data: Directory that fastdistill collect has written.
+        teacher: A checkpoint's path, zoo:NAME, sb3:FILE or cleanrl:FILE.
+        name: Of the labels, for fastdistill distill --labels.
+        device: Where the teacher runs.
+    """
+    found = collect_recipe.relabel(data, teacher, name, device=device)
+    print(f"{data}: about {found.num_rows:,} states labelled; --data {data} --labels {name}")

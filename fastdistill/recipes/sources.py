@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Where a distillation's labelled states come from: play here, or what was played before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.tasks import open_data, open_tasks
+from fastdistill.teachers import Teacher
+from fastdistill.training.counters import Counters
+from fastdistill.training.labelled_play import LabelledPlay
+from fastdistill.training.labelled_shards import LabelledShards
+from fastdistill.training.learners.student import Student
+from fastdistill.training.ranks import Ranks
+from fastdistill.training.task import Task
+
+# What is to be learned from, once it is known who learns and what counts.
+Source = Callable[[Sequence[Student], Counters], LabelledPlay | LabelledShards]
+
+
+def open_source(
+    config: DistillConfig, teachers: Sequence[Teacher] | None, ranks: Ranks, opened: ExitStack
+) -> tuple[list[Task], Source]:
+    """The tasks, and their states: from play, or from what was played before."""
+    capacity = ranks.part_of("replay_capacity", config.replay_capacity)
+    if config.directories:
+        tasks, collections = open_data(config, teachers, ranks.device)
+
+        def read(students: Sequence[Student], counters: Counters) -> LabelledShards:
+            return LabelledShards(
+                tasks,
+                collections,
+                counters,
+                damaged=config.damaged,
+                replay_capacity=capacity,
+                seed=config.seed,
+                ranks=ranks,
+            )
+
+        return tasks, read
+    lanes = ranks.part_of("num_lanes", config.num_lanes)
+    tasks, envs = open_tasks(config, teachers, ranks.device, lanes, opened)
+
+    def play(students: Sequence[Student], counters: Counters) -> LabelledPlay:
+        return LabelledPlay(
+            tasks,
+            envs,
+            students,
+            counters,
+            replay_capacity=capacity,
+            seed=config.seed,
+            bfloat16=config.bfloat16,
+            ranks=ranks,
+        )
+
+    return tasks, play
