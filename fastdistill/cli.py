@@ -27,14 +27,13 @@ import torch
 
 import fastdistill
 from fastdistill._files import write_atomically
-from fastdistill.data_commands import collect, relabel
+from fastdistill.commands import collect, export, relabel, verify_teacher
 from fastdistill.envs import make_env, usable_device
 from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.evaluation.statistics import summarize
-from fastdistill.evaluation.verify import verify_teacher as verify
-from fastdistill.export import export as export_network
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
+from fastdistill.recipes import online as online_recipe
 from fastdistill.recipes import pqn as pqn_recipe
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.teaching import TeacherResult
@@ -146,6 +145,17 @@ def distill(config: DistillConfig, resume: bool = False) -> int:
         return _report_students(distill_recipe.train(config, resume=resume, stop=stop))
 
 
+def online(config: online_recipe.OnlineConfig, resume: bool = False) -> int:
+    """Train a DQN, and students that follow it while it learns.
+
+    Args:
+        config: The recipe's configuration.
+        resume: Continue the run in run_dir with the configuration stored there.
+    """
+    with StopRequest() as stop:
+        return _report_students(online_recipe.train(config, resume=resume, stop=stop))
+
+
 def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:
     """Distill the shipped Pong teacher into a student of 7% of its size, in minutes on two cores.
 
@@ -223,56 +233,6 @@ def report(run_dir: Path, /) -> None:
     print(write_report(run_dir))
 
 
-def export(
-    checkpoint: str,
-    out: Path,
-    /,
-    format: str = "onnx",
-    game: str | None = None,
-    frames: int = 1000,
-) -> None:
-    """Write a network for programs without fastdistill, checked on played frames.
-
-    Args:
-        checkpoint: Path of a checkpoint, or zoo:NAME.
-        out: The file to write.
-        format: onnx or pt2.
-        game: Where the frames are played; the checkpoint's own by default.
-        frames: To compare file and network on.
-    """
-    record = export_network(checkpoint, out, format, game=game, frames=frames)
-    times = ", ".join(f"{name} {1e6 * s:.0f} us" for name, s in record.latency_seconds.items())
-    print(
-        f"{record.path}: {record.size_bytes:,} bytes; {record.equal_actions} of {record.frames} "
-        f"greedy actions equal, values differ by at most {record.max_difference:.2g}; one "
-        f"observation takes {times}"
-    )
-
-
-def verify_teacher(
-    teacher: str,
-    /,
-    game: str,
-    reported: float | None = None,
-    episodes: int = 30,
-    preset: str = "classic",
-    device: str = "cpu",
-) -> None:
-    """Play with a teacher and say whether preset or wrappers are likely wrong.
-
-    Args:
-        teacher: A checkpoint's path, zoo:NAME, sb3:FILE or cleanrl:FILE.
-        game: Game or gymnasium id.
-        reported: The mean score that its author names.
-        episodes: Of each policy.
-        preset: classic or machado; the others are tried where the score falls short.
-        device: Where the network runs.
-    """
-    loaded = load_teacher(teacher, game, device=device)
-    found = verify(loaded, game, reported, episodes=episodes, preset=preset, device=device)
-    print(found.verdict)
-
-
 def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
     if result.stopped:
         print(f"stopped at step {result.step:,} with a checkpoint; continue with --resume")
@@ -293,6 +253,7 @@ COMMANDS: dict[str, Any] = {  # a dictionary in here is a group of commands
     "distill": distill,
     "collect": collect,
     "relabel": relabel,
+    "online": online,
     "evaluate": evaluate,
     "report": report,
     "export": export,

@@ -84,7 +84,7 @@ def main() -> None:
 
         def dying(self: Students, *arguments: object) -> None:
             learn(self, *arguments)
-            if self._run.at.updates == die_after:
+            if self.updates == die_after:
                 os.kill(os.getpid(), 9)
 
         Students.learn = dying

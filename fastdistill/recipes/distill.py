@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fastdistill.envs import EnvFault, EnvSpec
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.judging import Judges
+from fastdistill.recipes.judging import Judges, evaluate
 from fastdistill.recipes.sources import Source, open_source
 from fastdistill.report import try_report
 from fastdistill.teachers import Teacher
@@ -169,7 +169,8 @@ class _Parts:
         self.source = source(learners, run.at)
         self._batch_size = run.ranks.part_of("batch_size", config.batch_size)
         self._begins_anew = False
-        self.judges = Judges(config, tasks)
+        lanes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
+        self.judges = Judges(tasks, preset=config.preset, num_lanes=lanes)
 
     @property
     def fraction(self) -> float:
@@ -216,6 +217,7 @@ class _Parts:
                 self.students.set_obs_statistics(self.source.measure())
             lesson = self.source.sample(self._batch_size)
             self.students.learn(lesson, linear(config.learning_rate, 0.0, self.fraction))
+            at.updates = self.students.updates
             at.lap("learn")
             self.run.show(self.students.note)
 
@@ -227,7 +229,7 @@ class _Parts:
                 **self.students.metrics(),
                 "charts/learning_rate": linear(self.config.learning_rate, 0.0, self.fraction),
                 "time/training_seconds": self.run.at.training_seconds,
-                "replay/size": len(self.source.replay),
+                **self.source.metrics(),
             }
         )
 
@@ -270,4 +272,4 @@ class _Parts:
         self.checkpoint()
         if not self.run.ranks.is_first:
             return {}
-        return self.judges.evaluate(self.run, self.students, self.own)
+        return evaluate(self.config, self.run, self.tasks, self.students, self.judges, self.own)

@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from fastdistill.envs import PRESETS
 from fastdistill.networks import SIZES, size_name
-from fastdistill.recipes.options import at_least, names, one_of, positive, share, shares
-from fastdistill.training.configuration import check_types, default_of
+from fastdistill.recipes.options import (
+    at_least,
+    names,
+    one_of,
+    positive,
+    share,
+    shares,
+    temperature_option,
+)
+from fastdistill.training.configuration import check_types
 from fastdistill.training.drivers import DRIVERS
 from fastdistill.training.learners.student import LOSSES, OWN
 from fastdistill.training.optimizing import OPTIMIZERS
@@ -23,6 +31,8 @@ from fastdistill.training.targets import WEIGHTINGS
 @dataclass(frozen=True)
 class DistillConfig:
     """Distillation; defaults are for the shipped Pong teacher on two CPU cores."""
+
+    COMMAND: ClassVar[str] = "distill"
 
     run_dir: Path = Path("runs/distill")
     """Where everything is written."""
@@ -58,6 +68,11 @@ class DistillConfig:
     """Who plays: student, teacher, or mixture (the students' share rises from 0 to 1)."""
     weighting: str = "none"
     """Weight of each state: none, gap (between the best two actions) or entropy."""
+    engine: str = "local"
+    """Where the play is: local, in this process, or ray, in actors that Ray runs here or on other
+    machines."""
+    actors: int = 2
+    """Ray actors for each game; they share num_lanes."""
     optimizer: str = "adam"
     """adam, or the paper's rmsprop."""
     learning_rate: float = 1e-3
@@ -131,20 +146,6 @@ class DistillConfig:
         """``task_weights``, taken apart; empty where they are balanced."""
         return shares(self, "task_weights")
 
-    def command(self) -> str:
-        """The command line that says the same."""
-        words = ["fastdistill distill"]
-        for option in fields(self):
-            value = getattr(self, option.name)
-            flag = option.name.replace("_", "-")
-            if value == default_of(option):
-                continue
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                words.append(f"--{flag} {shlex.quote(str(value))}")
-        return " ".join(words)
-
     def __post_init__(self) -> None:
         check_types(self)
         one_of(self, "loss", self.losses, LOSSES)
@@ -152,21 +153,23 @@ class DistillConfig:
         one_of(self, "weighting", (self.weighting,), WEIGHTINGS)
         one_of(self, "optimizer", (self.optimizer,), OPTIMIZERS)
         one_of(self, "preset", (self.preset,), PRESETS)
+        one_of(self, "engine", (self.engine,), ("local", "ray"))
+        if self.engine == "ray" and self.data:
+            raise ValueError(f"DistillConfig: data must be none with engine ray, got {self.data!r}")
+        if self.num_lanes % max(self.actors, 1) and self.engine == "ray":
+            raise ValueError(
+                f"DistillConfig: num_lanes must be a multiple of {self.actors} actors, got "
+                f"{self.num_lanes}"
+            )
         one_of(self, "damaged", (self.damaged,), ("refuse", "skip"))
         one_of(self, "student", self.sizes, SIZES if self.student != OWN else (OWN,))
         at_least(
-            self, 1, "seeds", "batch_size", "total_updates", "num_lanes", "replay_capacity",
-            "score_every_updates", "checkpoint_every_updates", "log_every_updates",
+            self, 1, "seeds", "actors", "batch_size", "total_updates", "num_lanes",
+            "replay_capacity", "score_every_updates", "checkpoint_every_updates",
+            "log_every_updates",
         )  # fmt: skip
         at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
         positive(self, "steps_per_update", "learning_rate", "max_seconds")
         share(self, "epsilon")
         shares(self, "task_weights")
-        named = self.temperature is None or self.temperature == "auto"
-        if not named and not (
-            isinstance(self.temperature, (int, float)) and 1e-8 <= self.temperature <= 1e8
-        ):
-            raise ValueError(
-                "DistillConfig: temperature must be in [1e-8, 1e8] or 'auto', "
-                f"got {self.temperature!r}"
-            )
+        temperature_option(self)

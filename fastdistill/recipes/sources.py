@@ -14,10 +14,11 @@ from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.labelled_shards import LabelledShards
 from fastdistill.training.learners.student import Student
 from fastdistill.training.ranks import Ranks
+from fastdistill.training.ray_engine import LabelledActors
 from fastdistill.training.task import Task
 
 # What is to be learned from, once it is known who learns and what counts.
-Source = Callable[[Sequence[Student], Counters], LabelledPlay | LabelledShards]
+Source = Callable[[Sequence[Student], Counters], LabelledPlay | LabelledShards | LabelledActors]
 
 
 def open_source(
@@ -40,6 +41,28 @@ def open_source(
             )
 
         return tasks, read
+    if config.engine == "ray":
+        if ranks.world > 1:
+            raise ValueError(
+                f"distill: engine must be local with several ranks, got {config.engine!r}"
+            )
+        tasks, _ = open_tasks(config, teachers, ranks.device, 1, opened)
+
+        def ask(students: Sequence[Student], counters: Counters) -> LabelledActors:
+            source = LabelledActors(
+                tasks,
+                students,
+                counters,
+                actors=config.actors,
+                num_lanes=config.num_lanes // config.actors,
+                replay_capacity=capacity,
+                seed=config.seed,
+                bfloat16=config.bfloat16,
+            )
+            opened.callback(source.close)
+            return source
+
+        return tasks, ask
     lanes = ranks.part_of("num_lanes", config.num_lanes)
     tasks, envs = open_tasks(config, teachers, ranks.device, lanes, opened)
 

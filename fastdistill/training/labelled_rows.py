@@ -121,6 +121,10 @@ class LabelledRows:
         ]
         return Lesson(obs, tuple(own))
 
+    def metrics(self) -> dict[str, float]:
+        """What is recorded of it."""
+        return {"replay/size": len(self.replay)}
+
     def tasks_state(self) -> dict[str, Any]:
         """Each task's own, and the shares, as plain JSON types."""
         tasks = [{"temperature": task.temperature, "levels": task.levels} for task in self.tasks]

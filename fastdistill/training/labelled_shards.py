@@ -56,9 +56,13 @@ class LaneWriter:
             "teacher_logits": np.zeros((size, width), np.float32),
         }
 
-    def cut(self) -> None:
-        """What comes next does not follow what came last."""
-        self._append(self._end, self._open)
+    def cut(self, *, everything: bool = False) -> None:
+        """What comes next does not follow what came last.
+
+        Args:
+            everything: Also in lanes that hold what somebody else has written.
+        """
+        self._append(self._end, np.ones_like(self._open) if everything else self._open)
         self._open[:] = False
 
     def state(self) -> list[int]:

@@ -71,7 +71,7 @@ class Ranks:
         """
         parallel = nn.parallel.DistributedDataParallel
         new = "forward_sync_buffers" in signature(parallel).parameters  # its name since torch 2.13
-        sync = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+        sync: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
         return parallel(network, **sync)
 
     def part_of(self, name: str, value: int) -> int:

@@ -33,7 +33,7 @@ LAYERS = (
     {"training"},
     {"report", "export"},
     {"recipes"},
-    {"api", "data_commands"},
+    {"api", "commands"},
     {"cli"},
     {"__main__"},
 )

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The subcommands about collections of play; their docstrings are the help."""
+"""Subcommands that need no run: collections of play, exports, checks of teachers.
+
+Their docstrings are the help.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from fastdistill.evaluation.verify import verify_teacher as verify
+from fastdistill.export import export as export_network
 from fastdistill.recipes import collect as collect_recipe
+from fastdistill.teachers import load_teacher
 from fastdistill.training.stop import STOPPED_STATUS, StopRequest
 
 
@@ -60,3 +66,53 @@ def relabel(data: Path, teacher: str, /, name: str, device: str = "auto") -> Non
     """
     found = collect_recipe.relabel(data, teacher, name, device=device)
     print(f"{data}: about {found.num_rows:,} states labelled; --data {data} --labels {name}")
+
+
+def export(
+    checkpoint: str,
+    out: Path,
+    /,
+    format: str = "onnx",
+    game: str | None = None,
+    frames: int = 1000,
+) -> None:
+    """Write a network for programs without fastdistill, checked on played frames.
+
+    Args:
+        checkpoint: Path of a checkpoint, or zoo:NAME.
+        out: The file to write.
+        format: onnx or pt2.
+        game: Where the frames are played; the checkpoint's own by default.
+        frames: To compare file and network on.
+    """
+    record = export_network(checkpoint, out, format, game=game, frames=frames)
+    times = ", ".join(f"{name} {1e6 * s:.0f} us" for name, s in record.latency_seconds.items())
+    print(
+        f"{record.path}: {record.size_bytes:,} bytes; {record.equal_actions} of {record.frames} "
+        f"greedy actions equal, values differ by at most {record.max_difference:.2g}; one "
+        f"observation takes {times}"
+    )
+
+
+def verify_teacher(
+    teacher: str,
+    /,
+    game: str,
+    reported: float | None = None,
+    episodes: int = 30,
+    preset: str = "classic",
+    device: str = "cpu",
+) -> None:
+    """Play with a teacher and say whether preset or wrappers are likely wrong.
+
+    Args:
+        teacher: A checkpoint's path, zoo:NAME, sb3:FILE or cleanrl:FILE.
+        game: Game or gymnasium id.
+        reported: The mean score that its author names.
+        episodes: Of each policy.
+        preset: classic or machado; the others are tried where the score falls short.
+        device: Where the network runs.
+    """
+    loaded = load_teacher(teacher, game, device=device)
+    found = verify(loaded, game, reported, episodes=episodes, preset=preset, device=device)
+    print(found.verdict)

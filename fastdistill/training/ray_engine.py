@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: MIT
+"""Collectors elsewhere: Ray actors that play, and the learner that takes what they have played.
+
+An actor has lanes, the teacher and copies of the students that drive. It is asked for blocks of
+rows, and may be asked for as many as ``AHEAD`` before the first has been taken: so it never waits
+for a slower learner's next question, and never fills a slower learner's memory. Weights go with a
+question, if there are newer ones than the actor has. A block says which one it is and carries a
+checksum. An actor that died is started again by Ray; what it had not handed over is not missed.
+The only module that imports ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastdistill import streams
+from fastdistill.envs import EnvSpec, Episode, Step, make_env
+from fastdistill.teachers import Teacher
+from fastdistill.training.collector import Collector
+from fastdistill.training.counters import Counters
+from fastdistill.training.drivers import DRIVER_STEPS, Drivers
+from fastdistill.training.labelled_rows import LabelledRows
+from fastdistill.training.labelled_shards import LaneWriter
+from fastdistill.training.learners.student import Student
+from fastdistill.training.run import say
+from fastdistill.training.state import check_state
+from fastdistill.training.task import Task
+
+# Steps of each lane in a block. Drivers are drawn anew with each, as they are in play here.
+BLOCK_STEPS = DRIVER_STEPS
+# Blocks that an actor may be asked for and has not handed over.
+AHEAD = 2
+# An actor that has died so often without handing over anything in between is given up.
+MAX_DEATHS = 20
+
+
+class ActorsLost(RuntimeError):  # noqa: N818 (it names what happened)
+    """An actor dies again and again."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an actor is made from.
+
+    Attributes:
+        spec: Of the environment.
+        num_lanes: Its own.
+        teacher: On the CPU.
+        networks: Of the students' games, on the CPU.
+        bfloat16: Whether they compute under bfloat16 autocast.
+        seed: Of the run.
+        task: Its place.
+        actor: Its place among the task's.
+    """
+
+    spec: EnvSpec
+    num_lanes: int
+    teacher: Teacher
+    networks: list[nn.Module]
+    bfloat16: bool
+    seed: int
+    task: int
+    actor: int
+
+
+class Order(NamedTuple):
+    """What an actor is asked for.
+
+    Attributes:
+        life: Rises when the actor has died; with a new one the lanes begin anew.
+        number: Of the block in that life, from 0.
+        epsilon: Share of random actions.
+        students_share: Share of the lanes that students drive; None where none ever does.
+        updates: Of the weights that the students drive with; 0 before there are any.
+    """
+
+    life: int
+    number: int
+    epsilon: float
+    students_share: float | None
+    updates: int
+
+
+class Block(NamedTuple):
+    """What an actor hands over.
+
+    Attributes:
+        order: What it was asked for.
+        rows: ``[steps, lanes, ...]`` each: ``frames``, those of ``shards.ROWS``, and
+            ``teacher_logits``.
+        episodes: That ended in it.
+        checksum: CRC-32 of all the rest.
+    """
+
+    order: Order
+    rows: dict[str, NDArray[Any]]
+    episodes: tuple[Episode, ...]
+    checksum: int
+
+    def is_whole(self, order: Order) -> bool:
+        """Whether it is what was asked for, and as it was sent."""
+        return self.order == order and self.checksum == checksum(order, self.rows)
+
+
+def checksum(order: Order, rows: dict[str, NDArray[Any]]) -> int:
+    """CRC-32 of a block's order and rows."""
+    found = zlib.crc32(repr(tuple(order)).encode())
+    for name in sorted(rows):
+        found = zlib.crc32(np.ascontiguousarray(rows[name]).data, zlib.crc32(name.encode(), found))
+    return found
+
+
+class Actor:
+    """What runs in an actor's process."""
+
+    def __init__(self, plan: Plan) -> None:
+        torch.set_num_threads(1)
+        self._plan = plan
+        self._life = -1
+        lanes, spec = plan.num_lanes, plan.spec
+        env = make_env(
+            spec.name, lanes, preset=spec.preset or "classic", training=False, num_threads=1
+        )
+        self._drivers = Drivers(plan.teacher, plan.networks, lanes, bfloat16=plan.bfloat16)
+        self._collector = Collector(
+            env, self._drivers, self._store, Counters(), seed=plan.seed, task=plan.task
+        )
+        self._rows: dict[str, list[NDArray[Any]]] = {}
+        self._episodes: list[Episode] = []
+        self._begins = np.ones(lanes, np.bool_)
+
+    def collect(self, order: Order, weights: list[dict[str, NDArray[Any]]] | None) -> Block:
+        """Play a block.
+
+        Args:
+            order: What is asked for.
+            weights: Each student's state, if it is another than before.
+        """
+        if order.life != self._life:
+            self._life = order.life
+            part = (self._plan.actor, order.life)
+            words = streams.words(self._plan.seed, streams.TRAINING, self._plan.task, part)
+            self._collector.env.reset(words)
+            self._collector.rng = streams.generator(
+                self._plan.seed, streams.ACTING, self._plan.task, part
+            )
+            self._begins[:] = True
+        if weights is not None:
+            for network, state in zip(self._plan.networks, weights, strict=True):
+                network.load_state_dict({name: torch.tensor(state[name]) for name in state})
+        self._drivers.students_ready = order.updates > 0
+        if order.students_share is not None:
+            self._drivers.draw(order.students_share, self._collector.rng)
+        self._rows, self._episodes = {}, []
+        for _ in range(BLOCK_STEPS):
+            self._collector.step(order.epsilon)
+        rows = {name: np.stack(parts) for name, parts in self._rows.items()}
+        return Block(order, rows, tuple(self._episodes), checksum(order, rows))
+
+    def _store(self, obs: NDArray[Any], step: Step, said: dict[str, NDArray[Any]]) -> None:
+        row = {
+            "frames": step.frame,
+            "action": step.action.astype(np.int16),
+            "reward": step.reward,
+            "terminated": step.terminated,
+            "truncated": step.truncated,
+            "boundary": step.boundary,
+            "begins": self._begins,
+            "teacher_logits": said["teacher_logits"],
+        }
+        for name, values in row.items():
+            self._rows.setdefault(name, []).append(values.copy())
+        self._episodes.extend(step.episodes)
+        self._begins = step.boundary.copy()
+
+
+class _Remote:
+    """An actor as the learner sees it."""
+
+    def __init__(self, handle: Any, writer: LaneWriter) -> None:
+        self.handle = handle
+        self.writer = writer
+        self.life = 0
+        self.deaths = 0  # since it last handed over a block
+        self.asked = 0  # blocks, in this life
+        self.has = 0  # updates of the weights that it has, or is being sent
+        self.pending: list[tuple[Any, Order]] = []
+
+
+class LabelledActors(LabelledRows):
+    """Tasks under play by actors, and the labelled states that students learn from.
+
+    Each step takes one block of each task. Weights in a block are those of at most
+    ``AHEAD * actors`` blocks before it was taken, with all the updates that these were good for.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        students: Sequence[Student],
+        counters: Counters,
+        *,
+        actors: int,
+        num_lanes: int,
+        replay_capacity: int,
+        seed: int,
+        bfloat16: bool,
+    ) -> None:
+        """Args:
+        tasks: One set of actors each.
+        students: Who may drive.
+        counters: Of the run.
+        actors: For each task.
+        num_lanes: Of each actor.
+        replay_capacity: States kept.
+        seed: Of everything.
+        bfloat16: Whether students compute under bfloat16 autocast.
+        """  # noqa: D205
+        lanes = actors * num_lanes
+        super().__init__(
+            tasks,
+            [lanes] * len(tasks),
+            counters,
+            frame_dtype="uint8" if tasks[0].spec.is_image else "float32",
+            replay_capacity=replay_capacity,
+            seed=seed,
+        )
+        self._ray = connect()
+        self._students = list(students)
+        self._block_rows = BLOCK_STEPS * num_lanes
+        self._weights: list[Any] = []  # of each task, as Ray keeps them
+        self._weights_updates = 0
+        self._restarts = 0
+        self._lags: list[int] = []
+        # Default resources: the lease of a core to start on, none to run on.
+        remote = self._ray.remote(max_restarts=-1, max_task_retries=0)(Actor)
+        remote = remote.options(scheduling_strategy="SPREAD")
+        self._actors: list[list[_Remote]] = []
+        for place, task in enumerate(tasks):
+            plan = Plan(
+                spec=task.spec,
+                num_lanes=num_lanes,
+                teacher=_on_cpu(task.teacher),
+                networks=[deepcopy(student.player(place)).cpu() for student in students],
+                bfloat16=bfloat16,
+                seed=seed,
+                task=place,
+                actor=0,
+            )
+            first = place * lanes
+            self._actors.append(
+                [
+                    _Remote(
+                        remote.remote(replace(plan, actor=actor)),
+                        LaneWriter(
+                            self.replay,
+                            np.arange(num_lanes) + first + actor * num_lanes,
+                            task.spec,
+                            self._width,
+                        ),
+                    )
+                    for actor in range(actors)
+                ]
+            )
+
+    def reset(self, again: int = 0) -> None:
+        """Begin; lanes do so with the first question."""
+
+    def step(self, epsilon: float, students_share: float | None) -> None:
+        """A block of each task.
+
+        Args:
+            epsilon: Share of random actions.
+            students_share: Share of the lanes that students drive; None where only the teacher
+                ever does.
+
+        Raises:
+            ActorsLost: An actor dies again and again.
+        """
+        self._publish(students_share)
+        for place, actors in enumerate(self._actors):
+            taken = False
+            while not taken:
+                for actor in actors:
+                    self._ask(actor, place, epsilon, students_share)
+                waiting = {actor.pending[0][0]: actor for actor in actors}
+                ready, _ = self._ray.wait(list(waiting), num_returns=1)
+                self._counters.lap("wait")
+                taken = self._take(waiting[ready[0]])
+                self._counters.lap("replay")
+        self._counters.step += self._block_rows * len(self._actors)
+
+    def _publish(self, students_share: float | None) -> None:
+        """Hand Ray the students' weights, once for all actors."""
+        updates = self._counters.updates
+        if students_share is None or updates == self._weights_updates:
+            return
+        self._weights = [
+            self._ray.put([_state(student.player(place)) for student in self._students])
+            for place in range(len(self._actors))
+        ]
+        self._weights_updates = updates
+
+    def _ask(
+        self, actor: _Remote, place: int, epsilon: float, students_share: float | None
+    ) -> None:
+        while len(actor.pending) < AHEAD:
+            news = self._weights[place] if actor.has != self._weights_updates else None
+            actor.has = self._weights_updates
+            order = Order(actor.life, actor.asked, epsilon, students_share, actor.has)
+            actor.pending.append((actor.handle.collect.remote(order, news), order))
+            actor.asked += 1
+
+    def _take(self, actor: _Remote) -> bool:
+        """The next block of an actor into its lanes; whether there was one."""
+        reference, order = actor.pending.pop(0)
+        try:
+            block: Block = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:  # dead, or starting again
+            self._begin_anew(actor, error)
+            return False
+        if not block.is_whole(order):
+            say(f"left out: a block that is not as it was sent, number {order.number}")
+            actor.writer.cut()
+            return False
+        actor.deaths = 0
+        for step in range(BLOCK_STEPS):
+            actor.writer.write({name: values[step] for name, values in block.rows.items()})
+        self._counters.add_episodes(block.episodes)
+        self._lags.append(self._counters.updates - order.updates)
+        return True
+
+    def _begin_anew(self, actor: _Remote, error: Exception) -> None:
+        """What an actor that died was asked for will not come; its lanes wait for other games."""
+        actor.deaths += 1
+        self._restarts += actor.deaths == 1
+        if actor.deaths > MAX_DEATHS:
+            raise ActorsLost(
+                f"distill: actors must live long enough to play, got one that died {MAX_DEATHS} "
+                f"times in a row: {' '.join(str(error).split())[:300]}"
+            ) from error
+        time.sleep(0.1 * (actor.deaths - 1))
+        actor.writer.cut()
+        actor.pending.clear()
+        actor.life += 1
+        actor.asked = actor.has = 0
+
+    def metrics(self) -> dict[str, float]:
+        """What is recorded of it since the last record."""
+        lags, self._lags = self._lags, []
+        values = {"actors/restarts": float(self._restarts)}
+        if lags:
+            values |= {
+                "actors/weights_lag_mean": float(np.mean(lags)),
+                "actors/weights_lag_max": float(max(lags)),
+            }
+        return {**super().metrics(), **values}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What there is to continue from: other games than so far, and the replay."""
+        lives = [[actor.life for actor in actors] for actors in self._actors]
+        return {}, {**self.tasks_state(), "lives": lives}
+
+    def restore(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+        """The reverse of ``state``."""
+        self.restore_tasks(card, {})
+        check_state(card, {"lives": [[0]]}, "source")
+        if [len(lives) for lives in card["lives"]] != [len(actors) for actors in self._actors]:
+            raise ValueError(
+                f"source.lives must be of {len(self._actors)} times {len(self._actors[0])} actors, "
+                f"got {card['lives']}"
+            )
+        for actors, lives in zip(self._actors, card["lives"], strict=True):
+            for actor, life in zip(actors, lives, strict=True):
+                actor.life = life + 1
+                actor.writer.cut(everything=True)
+
+    def close(self) -> None:
+        """End the actors."""
+        for actors in self._actors:
+            for actor in actors:
+                self._ray.kill(actor.handle)
+
+
+def connect() -> Any:
+    """The library, connected: to the cluster that is, RAY_ADDRESS says, or one on this machine."""
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise ImportError(
+            "fastdistill.training.ray_engine needs ray: pip install 'ray>=2.50'"
+        ) from error
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
+    return ray
+
+
+def spread(function: Callable[..., Any], calls: Sequence[dict[str, Any]]) -> list[Any]:
+    """The results of calls that Ray's workers make, in their order; those that died, once more.
+
+    Args:
+        function: Can be sent to another process, as its arguments and results can.
+        calls: Keyword arguments of each.
+    """
+    ray = connect()
+    remote = ray.remote(max_retries=3, scheduling_strategy="SPREAD")(function)
+    found: list[Any] = ray.get([remote.remote(**call) for call in calls])
+    return found
+
+
+def _on_cpu(teacher: Teacher) -> Teacher:
+    module = deepcopy(teacher.module).cpu()
+    return replace(teacher, module=module, device=torch.device("cpu"))
+
+
+def _state(network: nn.Module) -> dict[str, NDArray[Any]]:
+    return {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
