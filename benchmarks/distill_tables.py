@@ -6,6 +6,7 @@ continued if interrupted. Results go to benchmarks/results/distill_GAME.json, fr
 section of docs/results.md is written, between its markers; the rest of the page is written by hand.
 
     python benchmarks/distill_tables.py --game pong --run-dir runs/tables
+    python benchmarks/distill_tables.py --game pong,freeway --ray
     python benchmarks/distill_tables.py --game pong --render
 """
 
@@ -24,6 +25,7 @@ from fastdistill.networks.checkpoint import read_card
 from fastdistill.recipes.distill import train
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.training.metrics import read_jsonl
+from fastdistill.training.ray_engine import spread
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -186,7 +188,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--game", default="pong")
+    parser.add_argument("--game", default="pong", help="one or several, with commas between")
+    parser.add_argument("--ray", action="store_true", help="each table of each game a task of Ray")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/tables"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=DistillConfig.total_updates)
@@ -194,21 +197,28 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="only write docs/results.md anew")
     arguments = parser.parse_args()
     if not arguments.render:
-        result: dict[str, Any] = {
-            "benchmark": "distill_tables",
-            "note": arguments.note,
-            "machine": machine.describe(),
-        }
-        for name in TABLES:
-            result[name] = run_table(
-                name,
-                arguments.game,
-                arguments.run_dir,
-                seeds=arguments.seeds,
-                total_updates=arguments.updates,
-            )
-        path = HERE / "results" / f"distill_{arguments.game}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        games = arguments.game.split(",")
+        calls = [
+            {
+                "name": name, "game": game, "run_dir": arguments.run_dir.absolute(),
+                "seeds": arguments.seeds, "total_updates": arguments.updates,
+            }
+            for game in games
+            for name in TABLES
+        ]  # fmt: skip
+        # A task of Ray's is a whole run: its students share their play.
+        tables = spread(run_table, calls) if arguments.ray else [run_table(**c) for c in calls]
+        for game in games:
+            result: dict[str, Any] = {
+                "benchmark": "distill_tables",
+                "note": arguments.note,
+                "machine": machine.describe(),
+            }
+            for call, table in zip(calls, tables, strict=True):
+                if call["game"] == game:
+                    result[call["name"]] = table
+            path = HERE / "results" / f"distill_{game}.json"
+            path.write_text(json.dumps(result, indent=1) + "\n")
     write_page()
 
 

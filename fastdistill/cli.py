@@ -28,8 +28,9 @@ import torch
 import fastdistill
 from fastdistill._files import write_atomically
 from fastdistill.commands import collect, export, relabel, verify_teacher
-from fastdistill.envs import make_env, usable_device
-from fastdistill.evaluation import evaluate_env, record_comparison_gif
+from fastdistill.envs import usable_device
+from fastdistill.evaluation import evaluate as play_episodes
+from fastdistill.evaluation import record_comparison_gif
 from fastdistill.evaluation.statistics import summarize
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
@@ -40,6 +41,7 @@ from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
 from fastdistill.teachers import load_teacher, recorded_game
 from fastdistill.training.ranks import RankLost, launched_rank
+from fastdistill.training.ray_engine import ActorsLost, evaluate_spread
 from fastdistill.training.run import TrainingDiverged
 from fastdistill.training.stop import STOPPED_STATUS, StopRequest
 
@@ -54,6 +56,7 @@ def evaluate(
     seed: int = 1,
     lanes: int = 10,
     device: str = "cpu",
+    workers: int = 0,
     gif: Path | None = None,
     out: Path | None = None,
 ) -> None:
@@ -68,6 +71,7 @@ def evaluate(
         seed: Of resets and random actions.
         lanes: Games played at once.
         device: Where the network runs.
+        workers: Ray workers, here or on other machines, that share the episodes; 0 plays here.
         gif: Also record one episode there.
         out: Also write the record there, as JSON.
     """
@@ -76,13 +80,15 @@ def evaluate(
     name = game or recorded_game(teacher.card)
     if not name:
         raise ValueError("evaluate: game must be given, the checkpoint does not name one")
-    env = make_env(name, max(1, min(lanes, episodes)), preset=preset, training=False)
-    try:
-        record = evaluate_env(
-            teacher, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
-        )
-    finally:
-        env.close()
+    lanes = max(1, min(lanes, episodes))
+    options: dict[str, Any] = {
+        "episodes": episodes, "preset": preset, "epsilon": epsilon, "seed": seed,
+        "num_lanes": lanes, "device": device,
+    }  # fmt: skip
+    if workers:
+        record = evaluate_spread(teacher, name, workers=workers, **options)
+    else:
+        record = play_episodes(teacher, name, **options)
     summary = summarize(record.returns, name)
     print(f"{name}: {record.preset or 'as registered'}, epsilon {record.epsilon}, seed {seed}")
     print(f"  episodes  {summary.episodes} ({record.truncated} cut by the time limit)")
@@ -334,7 +340,9 @@ def _unframed(said: str) -> str:
 def _is_mistake(error: Exception) -> bool:
     """Whether an error is of the user's or the machine's making, and its line says all."""
     memory = (MemoryError, torch.OutOfMemoryError)
-    if isinstance(error, (ValueError, ImportError, OSError, TrainingDiverged, RankLost, *memory)):
+    if isinstance(
+        error, (ValueError, ImportError, OSError, TrainingDiverged, RankLost, ActorsLost, *memory)
+    ):
         return True
     if "can't allocate memory" in str(error):
         return True

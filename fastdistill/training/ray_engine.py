@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastdistill import streams
-from fastdistill.envs import EnvSpec, Episode, Step, make_env
+from fastdistill.envs import EnvSpec, Episode, Policy, Step, make_env
+from fastdistill.evaluation import Evaluation, evaluate
 from fastdistill.teachers import Teacher
 from fastdistill.training.collector import Collector
 from fastdistill.training.counters import Counters
@@ -41,6 +42,8 @@ from fastdistill.training.task import Task
 BLOCK_STEPS = DRIVER_STEPS
 # Blocks that an actor may be asked for and has not handed over.
 AHEAD = 2
+# Added to the seed of an evaluation for each of its parts.
+EVALUATION_PARTS = 10_000_000
 # An actor that has died so often without handing over anything in between is given up.
 MAX_DEATHS = 20
 
@@ -195,14 +198,14 @@ class _Remote:
         self.deaths = 0  # since it last handed over a block
         self.asked = 0  # blocks, in this life
         self.has = 0  # updates of the weights that it has, or is being sent
-        self.pending: list[tuple[Any, Order]] = []
+        self.pending: list[tuple[Any, Order, int]] = []  # and when it was asked for
 
 
 class LabelledActors(LabelledRows):
     """Tasks under play by actors, and the labelled states that students learn from.
 
-    Each step takes one block of each task. Weights in a block are those of at most
-    ``AHEAD * actors`` blocks before it was taken, with all the updates that these were good for.
+    Each step takes one block of each task. Students drove it with the weights of the moment when
+    it was asked for, which is when the last block but ``AHEAD`` of the same actor was taken.
     """
 
     def __init__(
@@ -241,7 +244,7 @@ class LabelledActors(LabelledRows):
         self._block_rows = BLOCK_STEPS * num_lanes
         self._weights: list[Any] = []  # of each task, as Ray keeps them
         self._weights_updates = 0
-        self._restarts = 0
+        self._restarts = self._questions = 0
         self._lags: list[int] = []
         # Default resources: the lease of a core to start on, none to run on.
         remote = self._ray.remote(max_restarts=-1, max_task_retries=0)(Actor)
@@ -295,9 +298,12 @@ class LabelledActors(LabelledRows):
                 for actor in actors:
                     self._ask(actor, place, epsilon, students_share)
                 waiting = {actor.pending[0][0]: actor for actor in actors}
-                ready, _ = self._ray.wait(list(waiting), num_returns=1)
+                self._ray.wait(list(waiting), num_returns=1)
+                ready, _ = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
                 self._counters.lap("wait")
-                taken = self._take(waiting[ready[0]])
+                # What was asked for first has waited longest.
+                oldest = min((waiting[one] for one in ready), key=lambda one: one.pending[0][2])
+                taken = self._take(oldest)
                 self._counters.lap("replay")
         self._counters.step += self._block_rows * len(self._actors)
 
@@ -319,12 +325,14 @@ class LabelledActors(LabelledRows):
             news = self._weights[place] if actor.has != self._weights_updates else None
             actor.has = self._weights_updates
             order = Order(actor.life, actor.asked, epsilon, students_share, actor.has)
-            actor.pending.append((actor.handle.collect.remote(order, news), order))
+            self._questions += 1
+            reference = actor.handle.collect.remote(order, news)
+            actor.pending.append((reference, order, self._questions))
             actor.asked += 1
 
     def _take(self, actor: _Remote) -> bool:
         """The next block of an actor into its lanes; whether there was one."""
-        reference, order = actor.pending.pop(0)
+        reference, order, _ = actor.pending.pop(0)
         try:
             block: Block = self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:  # dead, or starting again
@@ -417,6 +425,44 @@ def spread(function: Callable[..., Any], calls: Sequence[dict[str, Any]]) -> lis
     remote = ray.remote(max_retries=3, scheduling_strategy="SPREAD")(function)
     found: list[Any] = ray.get([remote.remote(**call) for call in calls])
     return found
+
+
+def evaluate_spread(
+    policy: Policy | str,
+    env_name: str,
+    *,
+    episodes: int,
+    workers: int,
+    seed: int = 1,
+    **options: Any,
+) -> Evaluation:
+    """``evaluate``, its episodes spread over Ray's workers.
+
+    Args:
+        policy: See ``evaluate``; can be sent to another process.
+        env_name: See ``evaluate``.
+        episodes: Of all workers together.
+        workers: At most as many as episodes. Each has random numbers of its own; those of the first
+            are what ``evaluate`` has.
+        seed: See ``evaluate``.
+        **options: See ``evaluate``.
+    """
+    parts = [len(part) for part in np.array_split(np.arange(episodes), min(workers, episodes))]
+    calls = [
+        {
+            "policy": policy, "env_name": env_name, "episodes": part, **options,
+            "seed": seed + place * EVALUATION_PARTS,
+        }
+        for place, part in enumerate(parts)
+    ]  # fmt: skip
+    played: list[Evaluation] = spread(evaluate, calls)
+    return replace(
+        played[0],
+        num_lanes=sum(part.num_lanes for part in played),
+        returns=tuple(one for part in played for one in part.returns),
+        lengths_steps=tuple(one for part in played for one in part.lengths_steps),
+        truncated=sum(part.truncated for part in played),
+    )
 
 
 def _on_cpu(teacher: Teacher) -> Teacher:

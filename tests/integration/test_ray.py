@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""Play by Ray actors on two nodes of this machine: no row twice, none torn, and nobody missed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.training.ray_engine import AHEAD, Block, Order, checksum
+
+PROGRAM = Path(__file__).parents[1] / "ray_program.py"
+
+
+def test_a_block_knows_what_it_is():
+    rows = {"frames": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "reward": np.ones((2, 3))}
+    order = Order(life=1, number=2, epsilon=0.05, students_share=1.0, updates=30)
+    block = Block(order, rows, (), checksum(order, rows))
+    assert block.is_whole(order)
+    assert not block.is_whole(order._replace(number=3))
+    assert not block.is_whole(order._replace(life=0))
+    for name in rows:  # every byte counts
+        flat = rows[name].reshape(-1).view(np.uint8)
+        for place in range(flat.size):
+            flat[place] ^= 1
+            assert not block.is_whole(order), (name, place)
+            flat[place] ^= 1
+    assert block.is_whole(order)
+
+
+def test_two_nodes_four_actors_one_killed(tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'fastdistill[ray]'")
+    options = {
+        "total_updates": 400, "num_lanes": 8, "actors": 4, "learning_starts_steps": 1_024,
+        "batch_size": 32, "replay_capacity": 8_000, "score_every_updates": 200,
+        "score_episodes": 2, "evaluation_episodes": 4, "checkpoint_every_updates": 100,
+        "log_every_updates": 50, "tensorboard": False, "device": "cpu", "kill_after": 100,
+    }  # fmt: skip
+    run_dir = tmp_path / "run"
+    ended = subprocess.run(
+        [sys.executable, str(PROGRAM), str(run_dir), json.dumps(options)],
+        capture_output=True, text=True, check=False, timeout=280,
+        env={**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["nodes"] == 2
+    lives: dict[tuple[int, int, int], list[int]] = {}
+    for task, actor, life, number in found["taken"]:
+        lives.setdefault((task, actor, life), []).append(number)
+    # Each block once, in its order, and none but the last ones of a life missing.
+    assert all(numbers == list(range(len(numbers))) for numbers in lives.values())
+    assert found["asked_at_most"] <= AHEAD
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert max(record.get("actors/restarts", 0) for record in records) == 1
+    # Rows in the replay: those of all blocks that were taken, 64 steps of 2 lanes each.
+    assert records[-1]["step"] == len(found["taken"]) * 128
+    assert found["updates"] == 400
+    assert found["mean"] > 200  # as a run without Ray: random play scores 22, the teacher 500
+
+
+def test_options_that_do_not_go_together():
+    with pytest.raises(ValueError, match="num_lanes must be a multiple of 3 actors, got 16"):
+        DistillConfig(engine="ray", actors=3)
+    with pytest.raises(ValueError, match="data must be none with engine ray, got 'x'"):
+        DistillConfig(engine="ray", data="x")

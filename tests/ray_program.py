@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""A distillation by Ray actors on two nodes of one machine; what happened, as JSON.
+
+    python tests/ray_program.py RUN_DIR {"option": ...}
+
+``kill_after``: updates after which an actor's process is killed. Teacher and game: a hand-made
+policy of CartPole unless ``teacher`` names another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ranks_program import Balancer
+from ray.cluster_utils import Cluster
+
+import fastdistill as fd
+from fastdistill.training import ray_engine
+
+taken: list[tuple[int, int, int, int]] = []  # task, actor, life, number of each block that came
+asked_at_most = 0
+
+
+class Watched(ray_engine.LabelledActors):
+    """Notes what is taken, and how much is asked for at once."""
+
+    def _take(self, actor: Any) -> bool:
+        global asked_at_most
+        asked_at_most = max(asked_at_most, len(actor.pending))
+        order = actor.pending[0][1]
+        place, number = next(
+            (place, actors.index(actor))
+            for place, actors in enumerate(self._actors)
+            if actor in actors
+        )
+        was_taken = super()._take(actor)
+        if was_taken:
+            taken.append((place, number, order.life, order.number))
+        return was_taken
+
+
+def kill_an_actor(run_dir: Path, after_updates: int) -> None:
+    """Kill the process of one actor once the run is so far."""
+    metrics = run_dir / "metrics.jsonl"
+    while True:
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        records = [json.loads(line) for line in lines]
+        if any(record.get("time/updates", 0) >= after_updates for record in records):
+            break
+        time.sleep(0.02)
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                title = (folder / "cmdline").read_bytes()
+                mine = (folder / "environ").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::") and b"Actor" in title and MARK.encode() in mine:
+                os.kill(int(folder.name), 9)
+                return
+
+
+MARK = f"FASTDISTILL_RAY_TEST={os.getpid()}"
+
+
+def main() -> None:
+    run_dir, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    os.environ["FASTDISTILL_RAY_TEST"] = str(os.getpid())
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": 200 << 20},
+    )
+    cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    kill_after = options.pop("kill_after", None)
+    teacher = options.pop("teacher", None) or Balancer()
+    env = options.pop("env", "CartPole-v1")
+    import fastdistill.recipes.sources as sources
+
+    sources.LabelledActors = Watched
+    if kill_after is not None:
+        threading.Thread(target=kill_an_actor, args=(run_dir, kill_after), daemon=True).start()
+    result = fd.distill(teacher, env, engine="ray", run_dir=run_dir, **options)
+    nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    print(
+        json.dumps(
+            {
+                "nodes": len(nodes),
+                "taken": taken,
+                "asked_at_most": asked_at_most,
+                "updates": result.updates,
+                "seconds": result.training_seconds,
+                "mean": result.evaluation["students"][0]["summary"]["mean"]["value"]
+                if result.evaluation
+                else None,
+            }
+        )
+    )
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
