@@ -64,7 +64,6 @@ class Plan:
         bfloat16: Whether they compute under bfloat16 autocast.
         seed: Of the run.
         task: Its place.
-        actor: Its place among the task's.
     """
 
     spec: EnvSpec
@@ -74,7 +73,6 @@ class Plan:
     bfloat16: bool
     seed: int
     task: int
-    actor: int
 
 
 class Order(NamedTuple):
@@ -127,9 +125,14 @@ def checksum(order: Order, rows: dict[str, NDArray[Any]]) -> int:
 class Actor:
     """What runs in an actor's process."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, place: int) -> None:
+        """Args:
+        plan: Of all actors of the task.
+        place: Among them.
+        """  # noqa: D205
         torch.set_num_threads(1)
         self._plan = plan
+        self._place = place
         self._life = -1
         lanes, spec = plan.num_lanes, plan.spec
         env = make_env(
@@ -152,7 +155,7 @@ class Actor:
         """
         if order.life != self._life:
             self._life = order.life
-            part = (self._plan.actor, order.life)
+            part = (self._place, order.life)
             words = streams.words(self._plan.seed, streams.TRAINING, self._plan.task, part)
             self._collector.env.reset(words)
             self._collector.rng = streams.generator(
@@ -242,6 +245,7 @@ class LabelledActors(LabelledRows):
         self._ray = connect()
         self._students = list(students)
         self._block_rows = BLOCK_STEPS * num_lanes
+        self._plans: list[Any] = []
         self._weights: list[Any] = []  # of each task, as Ray keeps them
         self._weights_updates = 0
         self._restarts = self._questions = 0
@@ -259,13 +263,14 @@ class LabelledActors(LabelledRows):
                 bfloat16=bfloat16,
                 seed=seed,
                 task=place,
-                actor=0,
             )
+            # Kept: an actor that is started again reads it again.
+            self._plans.append(self._ray.put(plan))
             first = place * lanes
             self._actors.append(
                 [
                     _Remote(
-                        remote.remote(replace(plan, actor=actor)),
+                        remote.remote(self._plans[-1], actor),
                         LaneWriter(
                             self.replay,
                             np.arange(num_lanes) + first + actor * num_lanes,
