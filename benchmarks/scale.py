@@ -121,6 +121,7 @@ def measure_rank(out: Path) -> None:
         for size in SIZES:
             student = student_of(size, ranks)
             updates = time_updates(student, BATCH // ranks.world, 25)
+            half = time_updates(student, BATCH // 2, 25) if ranks.world == 1 else None
             weights = torch.cat([p.detach().flatten() for p in student.network.parameters()])
             reductions = []
             for _ in range(25 if ranks.world > 1 else 0):
@@ -130,6 +131,7 @@ def measure_rank(out: Path) -> None:
             found[size] = {
                 "parameters": len(weights),
                 "update_seconds": spread_of(updates),
+                "half_batch_seconds": spread_of(half) if half else None,
                 "all_reduce_seconds": spread_of(reductions) if reductions else None,
             }
         if ranks.is_first:
@@ -235,14 +237,14 @@ def render(result: dict[str, Any]) -> str:
     where, shards, guess = result["machine"], result["shards"], result["model"]
     rows = shards["rows"]
     lines = [
-        f"`benchmarks/results/scale.json`, made by `python benchmarks/scale.py` on {where['cores']} "
-        f"cores of {where['cpu']}, torch {where['torch']}, commit {where['commit']}. "
+        "`benchmarks/results/scale.json`, made by `python benchmarks/scale.py` on "
+        f"{where['cores']} cores of {where['cpu']}, torch {where['torch']}, commit {where['commit']}. "
         + result["note"],
         "",
         "| part | measured |",
         "|---|---|",
-        f"| collecting Pong, 16 lanes, written to disk | {rows / shards['collect_cpu_seconds']:,.0f} "
-        "rows per second of CPU time |",
+        "| collecting Pong, 16 lanes, written to disk | "
+        f"{rows / shards['collect_cpu_seconds']:,.0f} rows per second of CPU time |",
         f"| a row on disk | {shards['bytes'] / rows:,.0f} bytes |",
         "| opening a collection, hashes compared | "
         f"{shards['bytes'] / shards['open_cpu_seconds'] / 1e9:.2f} GB per second of CPU time |",
@@ -260,8 +262,8 @@ def render(result: dict[str, Any]) -> str:
         ]
     lines += [
         "",
-        "| Ray actors (16 lanes in all, two nodes) | rows per second | the learner waits | its time "
-        "to take a row |",
+        "| Ray actors (16 lanes in all, two nodes) | rows per second | the learner waits | "
+        "its time to take a row |",
         "|---|---|---|---|",
     ]
     for actors, part in result["ray"]["actors"].items():
@@ -287,6 +289,24 @@ def render(result: dict[str, Any]) -> str:
         lines.append(
             f"| {count} | {both['shards']:,.0f} | {both['ray']:,.0f} | {' | '.join(cells)} |"
         )
+    lines += [
+        "",
+        "The model against what two of them did here, on one machine whose cores they share:",
+        "",
+        "| two machines | model | measured |",
+        "|---|---|---|",
+    ]
+    for size in SIZES:
+        one, two = (result["ranks"][world][size] for world in ("1", "2"))
+        wanted = one["half_batch_seconds"]["min"] + two["all_reduce_seconds"]["min"]
+        lines.append(
+            f"| update of {size}, {BATCH} rows in all: half a batch and the all-reduce | "
+            f"{1e3 * wanted:.1f} ms | {1e3 * two['update_seconds']['min']:.1f} ms |"
+        )
+    first, second = (result["ray"]["actors"][actors]["rows_per_second"] for actors in ("1", "2"))
+    lines.append(
+        f"| Ray, an actor on each of two nodes | {2 * first:,.0f} rows/s | {second:,.0f} |"
+    )
     return "\n".join([*lines, ""])
 
 
