@@ -37,6 +37,7 @@ from fastdistill.recipes import dqn as dqn_recipe
 from fastdistill.recipes import online as online_recipe
 from fastdistill.recipes import pqn as pqn_recipe
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
 from fastdistill.teachers import load_teacher, recorded_game
@@ -123,7 +124,7 @@ def teacher_pqn(config: pqn_recipe.PqnConfig, resume: bool = False) -> int:
         return _report_teacher(config.run_dir, pqn_recipe.train(config, resume=resume, stop=stop))
 
 
-def teacher_dqn(config: dqn_recipe.DqnConfig, resume: bool = False) -> int:
+def teacher_dqn(config: DqnConfig, resume: bool = False) -> int:
     """Train a teacher by Double DQN with prioritized replay: the paper's, brought up to date.
 
     Args:

@@ -25,7 +25,7 @@ from fastdistill import cli
 from fastdistill.envs import PRESETS
 from fastdistill.evaluation import compare
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.dqn import DqnConfig
+from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.recipes.pqn import PqnConfig
 
 ROOT = Path(__file__).parents[2]
