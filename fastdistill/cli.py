@@ -210,13 +210,14 @@ def _print_over_games(entry: dict[str, Any]) -> None:
     print(line)
 
 
-def report(run_dir: Path, /) -> None:
-    """Write the report of a finished distillation anew.
+def report(run_dir: Path, /, beside: tuple[Path, ...] = ()) -> None:
+    """Write the report of a finished distillation anew, also beside other runs.
 
     Args:
         run_dir: Of the distillation.
+        beside: Run directories to compare with: students of single games, joint DQN.
     """
-    print(write_report(run_dir))
+    print(write_report(run_dir, beside))
 
 
 def export(
