@@ -22,6 +22,8 @@ from two_games import (
 )
 
 import fastdistill as fd
+from fastdistill import cli
+from fastdistill.cli import main
 from fastdistill.recipes import distill as recipe
 from fastdistill.recipes.distill_config import DistillConfig
 
@@ -163,3 +165,57 @@ def test_what_cannot_be_is_refused_in_words(tmp_path):
     with pytest.raises(ValueError, match="distill: game must name one for each of 1 teachers, got"):
         recipe.train(config, teachers=teachers[:1])
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("distill --teacher zoo:pong,zoo:pong", "distill: game must not repeat, got pong, pong"),
+        ("distill --teacher zoo:pong,zoo:freeway --game pong,nope",
+         "game must be a ROM name in snake case such as 'pong', got 'nope'"),
+        ("distill --teacher zoo:pong,zoo:freeway --game freeway,pong",
+         "must have the 3 actions of freeway, got 6"),
+        ("distill --teacher zoo:pong,zoo:freeway --game pong",
+         "game must name one for each of 2 teachers, got 1"),
+        ("distill --teacher zoo:pong,zoo:freeway --task-weights 0,0",
+         "not all 0, got '0,0'"),
+        ("teacher dqn --game pong,pong", "teacher_dqn: game must not repeat, got pong, pong"),
+        ("quickstart --games pong,chess",
+         "games must be of breakout, freeway, pong, qbert, which have teachers that ship, got 'ch"),
+        ("quickstart --games pong,pong", "games must name each game once, got 'pong,pong'"),
+    ],
+)  # fmt: skip
+def test_a_command_that_cannot_be_is_refused_in_one_line(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_quickstart_of_several_games(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(cli, "distill", lambda config, resume: asked.append((config, resume)) or 0)
+    run_dir = tmp_path / "run"
+    words = ["quickstart", "--run-dir", str(run_dir), "--seed", "3"]
+    assert main([*words, "--games", "pong,freeway,breakout"]) == 0
+    config, resume = asked.pop()
+    assert config.teachers == ("zoo:pong", "zoo:freeway", "zoo:breakout")
+    assert (config.temperature, config.seed, resume) == ("auto", 3, False)
+    assert config.max_seconds <= 300, "leaves half of ten minutes to the evaluation"
+    said = capsys.readouterr().err
+    assert "one network learns pong, freeway, breakout from 3 teachers: at most 5 minutes" in said
+    assert main(words) == 0
+    assert asked.pop()[0] == DistillConfig(run_dir=run_dir, seed=3), "Pong alone, as ever"
+    # An unfinished one is continued, a finished one kept.
+    run_dir.mkdir()
+    (run_dir / "config.json").write_text("{}")
+    assert main([*words, "--games", "pong,freeway"]) == 0
+    assert asked.pop()[1] is True
+    (run_dir / "evaluation.json").write_text("{}")
+    assert main([*words, "--games", "pong,freeway"]) == 0
+    assert asked.pop()[1] is False
+    assert (tmp_path / "run.1" / "evaluation.json").exists()
