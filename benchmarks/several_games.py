@@ -30,6 +30,7 @@ import torch
 from fastdistill.envs import make_env
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
 from fastdistill.networks import load_network
+from fastdistill.networks.checkpoint import copy_checkpoint
 from fastdistill.report.beside import Contender, paper_percent, read_contenders
 from fastdistill.report.results import Results, read_games
 from fastdistill.teachers.teacher import zoo_names
@@ -123,8 +124,9 @@ def at_epsilon(run: Path, games: list[Results], like: Results) -> Path | None:
     copy = run.parent / f"{run.name}_epsilon_{like.epsilon}" / "run"
     if not (copy / "evaluation.json").exists():
         copy.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "metrics.jsonl", "teacher.json", "teacher.safetensors"):
+        for name in ("config.json", "metrics.jsonl"):
             shutil.copy(run / name, copy / name)
+        copy_checkpoint(run / "teacher", copy / "teacher")
         network, _ = load_network(run / "teacher")
         records = []
         for game in games:
