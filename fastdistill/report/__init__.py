@@ -51,7 +51,9 @@ def write_report(run_dir: str | Path, beside: Sequence[str | Path] = ()) -> Path
     """
     run_dir = Path(run_dir)
     games = read_games(run_dir)
-    contenders = read_contenders(run_dir, games, [Path(path) for path in beside])
+    contenders = []
+    if len(games) > 1 or beside:
+        contenders = read_contenders(run_dir, games, [Path(path) for path in beside])
     page = run_dir / "report.html"
     if len(games) == 1:
         html = ""

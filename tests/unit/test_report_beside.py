@@ -59,10 +59,8 @@ def test_equal_networks_of_several_runs_are_seeds_of_one(tmp_path):
         assert text in page
     assert page.count("<svg viewBox") == 2, "wide and narrow"
     assert (run_dir / "figures" / "games.png").stat().st_size > 10_000
-    # Without them the same page has the run alone.
-    page = write_report(run_dir).read_text()
-    assert "joint" not in page
-    assert "nll multi" in page
+    alone = read_contenders(run_dir, games, [])
+    assert [one.label for one in alone] == ["kl multi", "nll multi"]
 
 
 def test_a_longer_run_of_the_same_stands_apart(tmp_path):
@@ -172,6 +170,7 @@ def test_one_network_plays_all_games_at_once(tmp_path):
     save_network(
         tmp_path / "students" / "kl_4_seed1", network, {"games": [{"game": g} for g in games]}
     )
+    (tmp_path / "config.json").unlink()  # without teachers there is no other recording
     page = write_report(tmp_path).read_text()
     gif = tmp_path / "figures" / "all_games.gif"
     with Image.open(gif) as picture:
@@ -184,3 +183,11 @@ def test_one_network_plays_all_games_at_once(tmp_path):
     written = gif.stat().st_mtime_ns
     write_report(tmp_path)
     assert gif.stat().st_mtime_ns == written, "recorded once"
+
+
+def test_a_joint_dqn_has_a_page_of_its_own(tmp_path):
+    made_up_games_run(tmp_path, recipe="teacher_dqn")
+    page = write_report(tmp_path).read_text()
+    assert "One network plays Pong, Freeway and Qbert" in page
+    assert "joint dqn multi" in page
+    assert "A recording: not measured (the run has no student)" in page
