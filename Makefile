@@ -16,7 +16,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt scikit-build-core pybind11 cmake ninja
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt "torch>=2.10" numpy safetensors ale-py gymnasium \
 	  tyro tensorboard pillow matplotlib pytest pytest-timeout pytest-benchmark hypothesis ruff mypy clang-format clang-tidy pdoc \
-	  onnx onnxscript onnxruntime stable-baselines3 sb3-contrib
+	  onnx onnxscript onnxruntime stable-baselines3 sb3-contrib ray
 	touch $@
 
 setup: $(VENV)/ready  ## Make .venv with the pinned dependencies

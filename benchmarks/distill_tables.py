@@ -25,7 +25,7 @@ from fastdistill.networks.checkpoint import read_card
 from fastdistill.recipes.distill import train
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.training.metrics import read_jsonl
-from fastdistill.training.ray_engine import spread
+from fastdistill.training.ray_cluster import spread
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"

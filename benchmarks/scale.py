@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -44,6 +45,8 @@ BEGIN = "<!-- measured: begin (written by benchmarks/scale.py) -->"
 END = "<!-- measured: end -->"
 SIZES = ("7%", "100%")
 BATCH = 64
+# In the environment of the processes that this one has started.
+MARK = f"FASTDISTILL_SCALE={os.getpid()}"
 STEPS_PER_UPDATE = 8  # the default of a distillation
 MACHINES = (1, 2, 4, 10, 30, 100)
 # A network between machines, for the model alone: 10 gigabit Ethernet, and a round trip in it.
@@ -100,17 +103,19 @@ def student_of(size: str, ranks: Ranks) -> Student:
     return found
 
 
-def time_updates(student: Student, rows: int, repeats: int) -> list[float]:
-    """Wall-clock seconds of each of some updates."""
+def time_updates(student: Student, rows: int, repeats: int) -> dict[str, float]:
+    """Seconds of an update: of CPU time, the mean, and of wall-clock time."""
     rng = torch.Generator().manual_seed(0)
     obs = torch.randint(256, (rows, 4, 84, 84), generator=rng, dtype=torch.uint8)
     labels = torch.randn(rows, 6, generator=rng)
     seconds = []
-    for _ in range(repeats):
+    for repeat in range(repeats):
+        if repeat == 2:
+            cpu = cpu_seconds()
         start = time.perf_counter()
         student.update(obs, [labels], [None], [0.01], 1e-3)
         seconds.append(time.perf_counter() - start)
-    return seconds[2:]
+    return {"cpu": (cpu_seconds() - cpu) / (repeats - 2), **spread_of(seconds[2:])}
 
 
 def measure_rank(out: Path) -> None:
@@ -123,16 +128,17 @@ def measure_rank(out: Path) -> None:
             updates = time_updates(student, BATCH // ranks.world, 25)
             half = time_updates(student, BATCH // 2, 25) if ranks.world == 1 else None
             weights = torch.cat([p.detach().flatten() for p in student.network.parameters()])
-            reductions = []
+            reductions, cpu = [], cpu_seconds()
             for _ in range(25 if ranks.world > 1 else 0):
                 start = time.perf_counter()
                 dist.all_reduce(weights)
                 reductions.append(time.perf_counter() - start)
+            cpu = (cpu_seconds() - cpu) / 25
             found[size] = {
                 "parameters": len(weights),
-                "update_seconds": spread_of(updates),
-                "half_batch_seconds": spread_of(half) if half else None,
-                "all_reduce_seconds": spread_of(reductions) if reductions else None,
+                "update_seconds": updates,
+                "half_batch_seconds": half,
+                "all_reduce_seconds": {"cpu": cpu, **spread_of(reductions)} if reductions else None,
             }
         if ranks.is_first:
             out.write_text(json.dumps(found))
@@ -157,13 +163,29 @@ def measure_ranks(folder: Path) -> dict[str, Any]:
     return found
 
 
+def actors_cpu_seconds() -> float:
+    """CPU time of the processes that this one's Ray has started as actors."""
+    total = 0
+    for folder in Path("/proc").iterdir():
+        try:
+            is_actor = (folder / "cmdline").read_bytes().startswith(b"ray::Actor")
+            if is_actor and MARK.encode() in (folder / "environ").read_bytes():
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                total += int(fields[11]) + int(fields[12])  # user and system
+        except OSError:
+            continue  # no process, or one that has ended
+    return total / os.sysconf("SC_CLK_TCK")
+
+
 def measure_actors(seconds: float) -> dict[str, Any]:
     """Rows per second that a learner takes from 1, 2 and 4 Ray actors on two nodes."""
     import ray
     from ray.cluster_utils import Cluster
 
-    from fastdistill.training.ray_engine import AHEAD, BLOCK_STEPS, LabelledActors
+    from fastdistill.training.labelled_actors import AHEAD, LabelledActors
+    from fastdistill.training.ray_actors import BLOCK_STEPS
 
+    os.environ.update([MARK.split("=")])
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 300 << 20}
     )
@@ -181,11 +203,13 @@ def measure_actors(seconds: float) -> dict[str, Any]:
             source.step(0.05, None)
         counters.total_seconds.clear()
         before, wall, cpu = counters.step, time.perf_counter(), cpu_seconds()
+        played = actors_cpu_seconds()
         while time.perf_counter() - wall < seconds:
             source.step(0.05, None)
         rows = counters.step - before
         found["actors"][str(actors)] = {
             "rows_per_second": rows / (time.perf_counter() - wall),
+            "actors_cpu_seconds_per_row": (actors_cpu_seconds() - played) / rows,
             "learner_cpu_seconds_per_row": (cpu_seconds() - cpu) / rows,
             "learner_take_seconds_per_row": counters.total_seconds["replay"] / rows,
             "waiting_share": counters.total_seconds["wait"] / (time.perf_counter() - wall),
@@ -205,13 +229,17 @@ def model(result: dict[str, Any]) -> dict[str, Any]:
     """
     shards, actors = result["shards"], result["ray"]["actors"]
     per_core = shards["rows"] / shards["collect_cpu_seconds"]
-    takes = 1 / min(part["learner_take_seconds_per_row"] for part in actors.values())
+    ray_per_core = 1 / actors["1"]["actors_cpu_seconds_per_row"]
+    takes = 1 / actors["4"]["learner_cpu_seconds_per_row"]
     cores = result["machine"]["cores"]
     rows: dict[str, Any] = {}
     updates: dict[str, Any] = {size: {} for size in SIZES}
     for count in MACHINES:
-        played = count * cores * per_core
-        rows[str(count)] = {"shards": played, "ray": min(played, takes)}
+        machines = count * cores
+        rows[str(count)] = {
+            "shards": machines * per_core,
+            "ray": min(machines * ray_per_core, takes),
+        }
         for size in SIZES:
             one = result["ranks"]["1"][size]
             gradients = 4 * one["parameters"]
@@ -221,7 +249,7 @@ def model(result: dict[str, Any]) -> dict[str, Any]:
                 * (gradients / count / NETWORK_BYTES_PER_SECOND + NETWORK_ROUND_SECONDS)
             )
             # Of a batch that each machine adds to: what it costs to learn from more at once.
-            updates[size][str(count)] = one["update_seconds"]["min"] + exchange
+            updates[size][str(count)] = one["update_seconds"]["cpu"] + exchange
     return {
         "rows_per_second": rows,
         "learner_takes_rows_per_second": takes,
@@ -238,8 +266,8 @@ def render(result: dict[str, Any]) -> str:
     rows = shards["rows"]
     lines = [
         "`benchmarks/results/scale.json`, made by `python benchmarks/scale.py` on "
-        f"{where['cores']} cores of {where['cpu']}, torch {where['torch']}, commit {where['commit']}. "
-        + result["note"],
+        f"{where['cores']} cores of {where['cpu']}, torch {where['torch']}, commit "
+        f"{where['commit']}. {result['note']}",
         "",
         "| part | measured |",
         "|---|---|",
@@ -263,13 +291,14 @@ def render(result: dict[str, Any]) -> str:
     lines += [
         "",
         "| Ray actors (16 lanes in all, two nodes) | rows per second | the learner waits | "
-        "its time to take a row |",
-        "|---|---|---|---|",
+        "CPU time of the actors, per row | of the learner |",
+        "|---|---|---|---|---|",
     ]
     for actors, part in result["ray"]["actors"].items():
         lines.append(
             f"| {actors} | {part['rows_per_second']:,.0f} | {100 * part['waiting_share']:.0f}% | "
-            f"{1e6 * part['learner_take_seconds_per_row']:.0f} us |"
+            f"{1e3 * part['actors_cpu_seconds_per_row']:.2f} ms | "
+            f"{1e6 * part['learner_cpu_seconds_per_row']:.0f} us |"
         )
     lines += [
         "",
@@ -298,20 +327,26 @@ def render(result: dict[str, Any]) -> str:
     ]
     for size in SIZES:
         one, two = (result["ranks"][world][size] for world in ("1", "2"))
-        wanted = one["half_batch_seconds"]["min"] + two["all_reduce_seconds"]["min"]
+        wanted = one["half_batch_seconds"]["cpu"] + two["all_reduce_seconds"]["cpu"]
         lines.append(
-            f"| update of {size}, {BATCH} rows in all: half a batch and the all-reduce | "
-            f"{1e3 * wanted:.1f} ms | {1e3 * two['update_seconds']['min']:.1f} ms |"
+            f"| CPU time of a rank's update of {size}, {BATCH} rows in all: half a batch and the "
+            f"all-reduce | {1e3 * wanted:.1f} ms | {1e3 * two['update_seconds']['cpu']:.1f} ms |"
         )
-    first, second = (result["ray"]["actors"][actors]["rows_per_second"] for actors in ("1", "2"))
+    first, second = (
+        result["ray"]["actors"][actors]["actors_cpu_seconds_per_row"] for actors in ("1", "2")
+    )
     lines.append(
-        f"| Ray, an actor on each of two nodes | {2 * first:,.0f} rows/s | {second:,.0f} |"
+        "| CPU time of a row by Ray, an actor on each of two nodes: as by one | "
+        f"{1e3 * first:.2f} ms | {1e3 * second:.2f} ms |"
     )
     return "\n".join([*lines, ""])
 
 
 def _ms(seconds: dict[str, float]) -> str:
-    return f"{1e3 * seconds['min']:.1f} / {1e3 * seconds['median']:.1f} ms (least / median)"
+    return (
+        f"{1e3 * seconds['cpu']:.1f} ms of CPU time; wall clock {1e3 * seconds['min']:.1f} / "
+        f"{1e3 * seconds['median']:.1f} ms (least / median)"
+    )
 
 
 def write_page() -> None:

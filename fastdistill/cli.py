@@ -42,8 +42,9 @@ from fastdistill.recipes.quickstart import quickstart_config, set_aside
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
 from fastdistill.teachers import load_teacher, recorded_game
+from fastdistill.training.labelled_actors import ActorsLost
 from fastdistill.training.ranks import RankLost, launched_rank
-from fastdistill.training.ray_engine import ActorsLost, evaluate_spread
+from fastdistill.training.ray_cluster import evaluate_spread
 from fastdistill.training.run import TrainingDiverged
 from fastdistill.training.stop import STOPPED_STATUS, StopRequest
 

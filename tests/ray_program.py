@@ -22,13 +22,13 @@ from ranks_program import Balancer
 from ray.cluster_utils import Cluster
 
 import fastdistill as fd
-from fastdistill.training import ray_engine
+from fastdistill.training.labelled_actors import LabelledActors
 
 taken: list[tuple[int, int, int, int]] = []  # task, actor, life, number of each block that came
 asked_at_most = 0
 
 
-class Watched(ray_engine.LabelledActors):
+class Watched(LabelledActors):
     """Notes what is taken, and how much is asked for at once."""
 
     def _take(self, actor: Any) -> bool:

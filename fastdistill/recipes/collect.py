@@ -15,14 +15,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdistill import streams
 from fastdistill._files import shown, unwritable
-from fastdistill.envs import LaneEnv, Step
+from fastdistill.envs import LaneEnv
 from fastdistill.networks.checkpoint import (
     CheckpointError,
     read_checkpoint,
@@ -35,6 +34,7 @@ from fastdistill.training.collector import Collector
 from fastdistill.training.counters import Counters
 from fastdistill.training.drivers import Drivers
 from fastdistill.training.process import pick_device
+from fastdistill.training.recording import Recording
 from fastdistill.training.run import Stop, claim, say
 from fastdistill.training.shards import (
     PLAYER,
@@ -127,16 +127,15 @@ class _Writer:
         self._env = env
         self._teacher = teacher
         self._part = (shard.index,)
+        self._recording = Recording(env.num_lanes)
         self._collector = Collector(
             env,
             Drivers(teacher, [], env.num_lanes, bfloat16=False),
-            self._store,
+            self._recording.store,
             Counters(),
             seed=settings["seed"],
             part=self._part,
         )
-        self._begins = np.ones(env.num_lanes, np.bool_)
-        self._columns: dict[str, list[NDArray[Any]]] = {}
 
     def write(self, lane_steps: int, stop: Stop | None) -> bool:
         """All chunks that are not there yet; whether it came to the end."""
@@ -164,34 +163,17 @@ class _Writer:
 
     def _go_to(self, chunk: int) -> None:
         """Bring the lanes to where a chunk begins."""
-        self._columns = {}
         if chunk == 0:
             seed = self._settings["seed"]
             self._env.reset(streams.words(seed, streams.TRAINING, part=self._part))
             return
         tensors, card = read_checkpoint(self._shard.rows_path(chunk - 1))
         self._collector.restore(select(tensors, "env"), card["collector"])
-        self._begins = tensors["boundary"][-1].numpy()
-
-    def _store(self, obs: NDArray[Any], step: Step, said: dict[str, NDArray[Any]]) -> None:
-        row = {
-            "frames": step.frame,
-            "action": step.action.astype(np.int16),
-            "reward": step.reward,
-            "terminated": step.terminated,
-            "truncated": step.truncated,
-            "boundary": step.boundary,
-            "begins": self._begins,
-            "labels": said["teacher_logits"],
-        }
-        for name, values in row.items():
-            self._columns.setdefault(name, []).append(values.copy())
-        self._begins = step.boundary.copy()
+        self._recording.begins = tensors["boundary"][-1].numpy()
 
     def _write_chunk(self, chunk: int, card: dict[str, Any]) -> None:
-        columns = {name: torch.from_numpy(np.stack(rows)) for name, rows in self._columns.items()}
-        self._columns = {}
-        _write_labels(self._shard, PLAYER, chunk, columns.pop("labels"), self._teacher)
+        columns = {name: torch.from_numpy(rows) for name, rows in self._recording.take().items()}
+        _write_labels(self._shard, PLAYER, chunk, columns.pop("teacher_logits"), self._teacher)
         lanes, state = self._collector.state()
         self._shard.write(
             chunk,

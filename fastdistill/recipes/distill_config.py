@@ -18,6 +18,7 @@ from fastdistill.recipes.options import (
     shares,
     temperature_option,
 )
+from fastdistill.recipes.tasks import DEFAULT_TEACHER
 from fastdistill.training.configuration import check_types
 from fastdistill.training.drivers import DRIVERS
 from fastdistill.training.learners.student import LOSSES, OWN
@@ -36,7 +37,7 @@ class DistillConfig:
 
     run_dir: Path = Path("runs/distill")
     """Where everything is written."""
-    teacher: str = "zoo:pong"
+    teacher: str = DEFAULT_TEACHER
     """A checkpoint's path, or zoo:NAME; several games' with commas between. Of teachers of one game
     A+B is the mean policy, A|B one of them drawn for each state."""
     game: str | None = None

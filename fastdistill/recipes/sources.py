@@ -10,11 +10,11 @@ from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.tasks import open_data, open_tasks
 from fastdistill.teachers import Teacher
 from fastdistill.training.counters import Counters
+from fastdistill.training.labelled_actors import LabelledActors
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.labelled_shards import LabelledShards
 from fastdistill.training.learners.student import Student
 from fastdistill.training.ranks import Ranks
-from fastdistill.training.ray_engine import LabelledActors
 from fastdistill.training.task import Task
 
 # What is to be learned from, once it is known who learns and what counts.

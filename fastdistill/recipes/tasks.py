@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -16,6 +16,8 @@ from fastdistill.training.ranks import local_world
 from fastdistill.training.run import say
 from fastdistill.training.shards import Collection
 from fastdistill.training.task import Task, check_games
+
+DEFAULT_TEACHER = "zoo:pong"
 
 
 class TasksConfig(Protocol):
@@ -122,6 +124,9 @@ def open_data(
     collections = [Collection(directory, config.labels) for directory in config.directories]
     number = len(collections)
     _check_number("task_weights", config.weights, number)
+    # The default stands for those on record.
+    asked = config.teachers if config.teachers != (DEFAULT_TEACHER,) else ()
+    _check_number("teacher", asked, number)
     if teachers is not None:
         _check_number("teacher", teachers, number)
     tasks = []
@@ -135,8 +140,9 @@ def open_data(
                 )
         else:
             recorded_game({"game": collection.spec.name})
+        recorded = collection.labelled_by()
         if teachers is None:
-            source = collection.labelled_by().get("source")
+            source = asked[place] if asked else recorded.get("source")
             if not isinstance(source, str):
                 raise ValueError(
                     f"distill: teacher of {collection.directory} must be one that can be loaded, "
@@ -146,10 +152,22 @@ def open_data(
         else:
             teacher = teachers[place]
         teacher.check(collection.spec)
+        if _digest(recorded) not in (None, _digest(teacher.describe())):
+            raise ValueError(
+                f"distill: teacher must be that of the labels in {collection.directory}, "
+                f"{recorded.get('source')}, got another: {teacher.source}; fastdistill relabel "
+                "writes its labels, and --labels chooses them"
+            )
         weight = config.weights[place] if config.weights else 1.0
         tasks.append(Task(collection.spec, teacher, _temperature(config, teacher), weight))
     check_games("distill", [task.spec for task in tasks])
     return tasks, collections
+
+
+def _digest(described: dict[str, Any]) -> Any:
+    """SHA-256 of a described teacher's weights; None of a module, or of several."""
+    weights = described.get("weights")
+    return weights.get("sha256") if isinstance(weights, dict) else None
 
 
 def play_env(game: str, num_lanes: int, preset: str) -> LaneEnv:

@@ -186,11 +186,12 @@ class LabelledShards(LabelledRows):
         for collection in collections:
             _judge(collection, damaged)
         places = [_readable(collection)[ranks.rank :: ranks.world] for collection in collections]
-        for collection, own in zip(collections, places, strict=True):
-            if not own:
+        for collection in collections:
+            shards = len(_readable(collection))
+            if not shards or shards % ranks.world:
                 raise ShardError(
-                    f"distill: shards in {collection.directory} must be at least one for each of "
-                    f"{ranks.world} ranks, got {len(_readable(collection))}"
+                    f"distill: shards in {collection.directory} must be as many for each of "
+                    f"{ranks.world} ranks, got {shards}"
                 )
         lanes = [len(own) * c.num_lanes for own, c in zip(places, collections, strict=True)]
         super().__init__(

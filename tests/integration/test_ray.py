@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.training.ray_engine import AHEAD, Block, Order, checksum
+from fastdistill.training.labelled_actors import AHEAD
+from fastdistill.training.ray_actors import Block, Order, checksum
 
 PROGRAM = Path(__file__).parents[1] / "ray_program.py"
 

@@ -23,8 +23,11 @@ from fastdistill.networks.checkpoint import read_checkpoint, write_checkpoint
 from fastdistill.recipes.collect import collect, relabel
 from fastdistill.replay import PrioritizedReplay
 from fastdistill.teachers import load_teacher
-from fastdistill.training.labelled_shards import LaneWriter
+from fastdistill.training.counters import Counters
+from fastdistill.training.labelled_shards import LabelledShards, LaneWriter
+from fastdistill.training.ranks import Ranks
 from fastdistill.training.shards import Collection, ShardError, spec_of
+from fastdistill.training.task import Task
 
 SMALL = {
     "total_updates": 150,
@@ -117,10 +120,7 @@ def test_killed_collectors_leave_the_bytes_of_undisturbed_ones(tmp_path, teacher
         process.join()
         assert process.exitcode == 0
     assert kills == 8
-    found = digests(tmp_path / "killed")
-    assert {name: one for name, one in found.items() if not name.endswith(".tmp")} == digests(
-        tmp_path / "whole"
-    )
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
     assert Collection(tmp_path / "killed").damaged == {}
 
 
@@ -281,6 +281,40 @@ def test_what_a_collection_says_is_not_believed(tmp_path, played):
         distilled(tmp_path / "run", teacher=None, data=str(data))
     with pytest.raises(ShardError, match="must hold shards that can be read, got none"):
         Collection(tmp_path)
+
+
+def test_ranks_read_shards_of_their_own(tmp_path, teacher):
+    for shard in ("0/2", "1/2"):
+        collect(teacher, tmp_path, shard=shard, **PLAY)
+    collection = Collection(tmp_path)
+    task = Task(collection.spec, load_teacher(teacher), 1.0)
+
+    def rows_of(ranks: Ranks) -> set[bytes]:
+        source = LabelledShards(
+            [task], [collection], Counters(), damaged="refuse", replay_capacity=2000, seed=1,
+            ranks=ranks,
+        )  # fmt: skip
+        for _ in range(100):
+            source.step(0.0, None)
+        return {row.numpy().tobytes() for row in source.sample(4000).obs}
+
+    first, second = (rows_of(Ranks(rank=rank, world=2)) for rank in (0, 1))
+    assert first
+    assert not first & second
+    with pytest.raises(ShardError, match=r"must be as many for each of 3 ranks, got 2"):
+        rows_of(Ranks(rank=0, world=3))
+
+
+def test_the_teacher_of_the_data(tmp_path, played, teacher):
+    network = QNetwork.seeded(paper_architecture("4%", [2], obs_shape=(4,)), 1)
+    other = save_network(tmp_path / "other", network, {"kind": "q_values", "game": "CartPole-v1"})
+    with pytest.raises(ValueError, match="distill: teacher must be that of the labels in"):
+        distilled(tmp_path / "run", teacher=str(other), data=str(played))
+    moved = tmp_path / "moved"
+    shutil.copytree(Path(teacher).parent, moved)
+    weights = distilled(tmp_path / "run", teacher=str(moved), data=str(played))
+    again = distilled(tmp_path / "again", teacher=None, data=str(played))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 @pytest.mark.parametrize(

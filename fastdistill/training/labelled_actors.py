@@ -1,194 +1,45 @@
 # SPDX-License-Identifier: MIT
-"""Collectors elsewhere: Ray actors that play, and the learner that takes what they have played.
+"""Labelled states from actors elsewhere: the learner's side.
 
 An actor has lanes, the teacher and copies of the students that drive. It is asked for blocks of
 rows, and may be asked for as many as ``AHEAD`` before the first has been taken: so it never waits
 for a slower learner's next question, and never fills a slower learner's memory. Weights go with a
 question, if there are newer ones than the actor has. A block says which one it is and carries a
 checksum. An actor that died is started again by Ray; what it had not handed over is not missed.
-The only module that imports ray.
 """
 
 from __future__ import annotations
 
-import importlib
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastdistill import streams
-from fastdistill.envs import EnvSpec, Episode, Policy, Step, make_env
-from fastdistill.evaluation import Evaluation, evaluate
 from fastdistill.teachers import Teacher
-from fastdistill.training.collector import Collector
 from fastdistill.training.counters import Counters
-from fastdistill.training.drivers import DRIVER_STEPS, Drivers
 from fastdistill.training.labelled_rows import LabelledRows
 from fastdistill.training.labelled_shards import LaneWriter
 from fastdistill.training.learners.student import Student
+from fastdistill.training.ray_actors import BLOCK_STEPS, Actor, Block, Order, Plan
+from fastdistill.training.ray_cluster import connect
 from fastdistill.training.run import say
 from fastdistill.training.state import check_state
 from fastdistill.training.task import Task
 
-# Steps of each lane in a block. Drivers are drawn anew with each, as they are in play here.
-BLOCK_STEPS = DRIVER_STEPS
 # Blocks that an actor may be asked for and has not handed over.
 AHEAD = 2
-# Added to the seed of an evaluation for each of its parts.
-EVALUATION_PARTS = 10_000_000
 # An actor that has died so often without handing over anything in between is given up.
 MAX_DEATHS = 20
 
 
 class ActorsLost(RuntimeError):  # noqa: N818 (it names what happened)
     """An actor dies again and again."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an actor is made from.
-
-    Attributes:
-        spec: Of the environment.
-        num_lanes: Its own.
-        teacher: On the CPU.
-        networks: Of the students' games, on the CPU.
-        bfloat16: Whether they compute under bfloat16 autocast.
-        seed: Of the run.
-        task: Its place.
-    """
-
-    spec: EnvSpec
-    num_lanes: int
-    teacher: Teacher
-    networks: list[nn.Module]
-    bfloat16: bool
-    seed: int
-    task: int
-
-
-class Order(NamedTuple):
-    """What an actor is asked for.
-
-    Attributes:
-        life: Rises when the actor has died; with a new one the lanes begin anew.
-        number: Of the block in that life, from 0.
-        epsilon: Share of random actions.
-        students_share: Share of the lanes that students drive; None where none ever does.
-        updates: Of the weights that the students drive with; 0 before there are any.
-    """
-
-    life: int
-    number: int
-    epsilon: float
-    students_share: float | None
-    updates: int
-
-
-class Block(NamedTuple):
-    """What an actor hands over.
-
-    Attributes:
-        order: What it was asked for.
-        rows: ``[steps, lanes, ...]`` each: ``frames``, those of ``shards.ROWS``, and
-            ``teacher_logits``.
-        episodes: That ended in it.
-        checksum: CRC-32 of all the rest.
-    """
-
-    order: Order
-    rows: dict[str, NDArray[Any]]
-    episodes: tuple[Episode, ...]
-    checksum: int
-
-    def is_whole(self, order: Order) -> bool:
-        """Whether it is what was asked for, and as it was sent."""
-        return self.order == order and self.checksum == checksum(order, self.rows)
-
-
-def checksum(order: Order, rows: dict[str, NDArray[Any]]) -> int:
-    """CRC-32 of a block's order and rows."""
-    found = zlib.crc32(repr(tuple(order)).encode())
-    for name in sorted(rows):
-        found = zlib.crc32(np.ascontiguousarray(rows[name]).data, zlib.crc32(name.encode(), found))
-    return found
-
-
-class Actor:
-    """What runs in an actor's process."""
-
-    def __init__(self, plan: Plan, place: int) -> None:
-        """Args:
-        plan: Of all actors of the task.
-        place: Among them.
-        """  # noqa: D205
-        torch.set_num_threads(1)
-        self._plan = plan
-        self._place = place
-        self._life = -1
-        lanes, spec = plan.num_lanes, plan.spec
-        env = make_env(
-            spec.name, lanes, preset=spec.preset or "classic", training=False, num_threads=1
-        )
-        self._drivers = Drivers(plan.teacher, plan.networks, lanes, bfloat16=plan.bfloat16)
-        self._collector = Collector(
-            env, self._drivers, self._store, Counters(), seed=plan.seed, task=plan.task
-        )
-        self._rows: dict[str, list[NDArray[Any]]] = {}
-        self._episodes: list[Episode] = []
-        self._begins = np.ones(lanes, np.bool_)
-
-    def collect(self, order: Order, weights: list[dict[str, NDArray[Any]]] | None) -> Block:
-        """Play a block.
-
-        Args:
-            order: What is asked for.
-            weights: Each student's state, if it is another than before.
-        """
-        if order.life != self._life:
-            self._life = order.life
-            part = (self._place, order.life)
-            words = streams.words(self._plan.seed, streams.TRAINING, self._plan.task, part)
-            self._collector.env.reset(words)
-            self._collector.rng = streams.generator(
-                self._plan.seed, streams.ACTING, self._plan.task, part
-            )
-            self._begins[:] = True
-        if weights is not None:
-            for network, state in zip(self._plan.networks, weights, strict=True):
-                network.load_state_dict({name: torch.tensor(state[name]) for name in state})
-        self._drivers.students_ready = order.updates > 0
-        if order.students_share is not None:
-            self._drivers.draw(order.students_share, self._collector.rng)
-        self._rows, self._episodes = {}, []
-        for _ in range(BLOCK_STEPS):
-            self._collector.step(order.epsilon)
-        rows = {name: np.stack(parts) for name, parts in self._rows.items()}
-        return Block(order, rows, tuple(self._episodes), checksum(order, rows))
-
-    def _store(self, obs: NDArray[Any], step: Step, said: dict[str, NDArray[Any]]) -> None:
-        row = {
-            "frames": step.frame,
-            "action": step.action.astype(np.int16),
-            "reward": step.reward,
-            "terminated": step.terminated,
-            "truncated": step.truncated,
-            "boundary": step.boundary,
-            "begins": self._begins,
-            "teacher_logits": said["teacher_logits"],
-        }
-        for name, values in row.items():
-            self._rows.setdefault(name, []).append(values.copy())
-        self._episodes.extend(step.episodes)
-        self._begins = step.boundary.copy()
 
 
 class _Remote:
@@ -404,70 +255,6 @@ class LabelledActors(LabelledRows):
         for actors in self._actors:
             for actor in actors:
                 self._ray.kill(actor.handle)
-
-
-def connect() -> Any:
-    """The library, connected: to the cluster that is, RAY_ADDRESS says, or one on this machine."""
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError as error:
-        raise ImportError(
-            "fastdistill.training.ray_engine needs ray: pip install 'ray>=2.50'"
-        ) from error
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
-    return ray
-
-
-def spread(function: Callable[..., Any], calls: Sequence[dict[str, Any]]) -> list[Any]:
-    """The results of calls that Ray's workers make, in their order; those that died, once more.
-
-    Args:
-        function: Can be sent to another process, as its arguments and results can.
-        calls: Keyword arguments of each.
-    """
-    ray = connect()
-    remote = ray.remote(max_retries=3, scheduling_strategy="SPREAD")(function)
-    found: list[Any] = ray.get([remote.remote(**call) for call in calls])
-    return found
-
-
-def evaluate_spread(
-    policy: Policy | str,
-    env_name: str,
-    *,
-    episodes: int,
-    workers: int,
-    seed: int = 1,
-    **options: Any,
-) -> Evaluation:
-    """``evaluate``, its episodes spread over Ray's workers.
-
-    Args:
-        policy: See ``evaluate``; can be sent to another process.
-        env_name: See ``evaluate``.
-        episodes: Of all workers together.
-        workers: At most as many as episodes. Each has random numbers of its own; those of the first
-            are what ``evaluate`` has.
-        seed: See ``evaluate``.
-        **options: See ``evaluate``.
-    """
-    parts = [len(part) for part in np.array_split(np.arange(episodes), min(workers, episodes))]
-    calls = [
-        {
-            "policy": policy, "env_name": env_name, "episodes": part, **options,
-            "seed": seed + place * EVALUATION_PARTS,
-        }
-        for place, part in enumerate(parts)
-    ]  # fmt: skip
-    played: list[Evaluation] = spread(evaluate, calls)
-    return replace(
-        played[0],
-        num_lanes=sum(part.num_lanes for part in played),
-        returns=tuple(one for part in played for one in part.returns),
-        lengths_steps=tuple(one for part in played for one in part.lengths_steps),
-        truncated=sum(part.truncated for part in played),
-    )
 
 
 def _on_cpu(teacher: Teacher) -> Teacher:
