@@ -55,6 +55,8 @@ OPTIONS = {
     "teacher dqn": {field.name for field in fields(DqnConfig)} | {"resume"},
     "teacher pqn": {field.name for field in fields(PqnConfig)} | {"resume"},
     "evaluate": set(inspect.signature(cli.evaluate).parameters),
+    "collect": set(inspect.signature(cli.collect).parameters),
+    "relabel": set(inspect.signature(cli.relabel).parameters),
     "report": set(inspect.signature(cli.report).parameters),
     "export": set(inspect.signature(cli.export).parameters),
     "verify-teacher": set(inspect.signature(cli.verify_teacher).parameters),
