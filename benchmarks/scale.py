@@ -199,7 +199,7 @@ def measure_actors(seconds: float) -> dict[str, Any]:
             [task], [student_of("7%", ALONE)], counters,
             actors=actors, num_lanes=16 // actors, replay_capacity=50_000, seed=1, bfloat16=False,
         )  # fmt: skip
-        for _ in range(4 * actors):  # until all of them have come up
+        for _ in range(2 * actors):  # until all of them have come up
             source.step(0.05, None)
         counters.total_seconds.clear()
         before, wall, cpu = counters.step, time.perf_counter(), cpu_seconds()
