@@ -185,7 +185,7 @@ def measure_actors(seconds: float) -> dict[str, Any]:
     from fastdistill.training.labelled_actors import AHEAD, LabelledActors
     from fastdistill.training.ray_actors import BLOCK_STEPS
 
-    os.environ.update([MARK.split("=")])
+    os.environ.update([MARK.split("="), ("RAY_worker_niceness", "0")])  # as the learner's
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 300 << 20}
     )
