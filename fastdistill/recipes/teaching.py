@@ -135,13 +135,17 @@ class Teaching(Protocol):
 
 def teach(config: TeachingConfig, run: Run[Any], parts: Teaching) -> None:
     """The loop of every teacher recipe, to its end or to where it was told to stop."""
+
+    def over() -> bool:
+        return run.at.step >= config.total_steps or run.at.reached(config.stop_at_return)
+
     parts.begin()
-    stopping = False
+    stopping, run.finished = False, over()  # a finished run may be resumed: not a step more
     while not (run.finished or stopping):
         parts.step()
         if run.due("log"):
             parts.log()
-        run.finished = run.at.step >= config.total_steps or run.at.reached(config.stop_at_return)
+        run.finished = over()
         due, stopping = run.due("checkpoint"), run.stopping  # asked once: it can come at any moment
         if run.finished or stopping or due:
             # Where it would have been judged anyway it is judged, stopped or not.

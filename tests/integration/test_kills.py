@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cartpole import balancer
 
-from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import read_checkpoint
 
 COMMON = {"device": "cpu", "score-episodes": 2, "evaluation-episodes": 2, "num-lanes": 4}
@@ -94,10 +94,7 @@ def leftovers(run_dir: Path) -> list[str]:
 
 
 def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None:
-    teacher = save_network(
-        folder / "teacher", QNetwork(Architecture((4,), (2,), hidden=(8,))),
-        {"game": "CartPole-v1", "kind": "q_values"},
-    )  # fmt: skip
+    teacher = Path(f"{balancer(folder / 'teacher')}.json")
     begun = time.monotonic()
     log = folder / "log"
     whole = start(command(recipe, folder / "whole", teacher), log)
