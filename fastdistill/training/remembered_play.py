@@ -12,8 +12,10 @@ from fastdistill import streams
 from fastdistill.envs import LaneEnv
 from fastdistill.networks import QNetwork
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
+from fastdistill.teachers import Teacher
 from fastdistill.training.collector import Collector, into_replay, network_driver
 from fastdistill.training.counters import Counters
+from fastdistill.training.drivers import TEACHER, Drivers
 from fastdistill.training.inputs import random_play_statistics
 from fastdistill.training.shares import Shares, lane_groups, sample_tasks
 from fastdistill.training.state import check_state, select, under
@@ -40,7 +42,23 @@ class RememberedPlay:
         clip_rewards: bool,
         seed: int,
         bfloat16: bool,
+        uniform_sampler: bool = False,
+        guide: Teacher | None = None,
     ) -> None:
+        """Args:
+        envs: The games, the same number of lanes each, observations of one shape.
+        network: Drives; a head for each game.
+        counters: Of the run.
+        replay_capacity: Rows of all games.
+        n_step: Steps of reward before the bootstrap.
+        discount: Per step.
+        priority_exponent: Of the draws.
+        clip_rewards: Whether the sign of the rewards is remembered.
+        seed: Of the run.
+        bfloat16: Whether the network drives under bfloat16 autocast.
+        uniform_sampler: Whether the replay has a second sampler, for others who learn from it.
+        guide: Of the one game, who may drive as well and labels every state.
+        """  # noqa: D205
         self.envs = list(envs)
         self._network = network
         self._counters = counters
@@ -55,17 +73,26 @@ class RememberedPlay:
             stack=spec.stack,
             n_step=n_step,
             discount=discount,
-            priority_exponent=priority_exponent,
+            priority_exponent=([priority_exponent, 0.0] if uniform_sampler else priority_exponent),
             seed=streams.native_seed(seed, streams.LEARNING),
             lanes_per_task=[lanes] * len(envs),
+            columns={"teacher_logits": ((spec.num_actions,), "float32")} if guide else None,
         )
         device = network.obs_mean.device
+        self._guided = (
+            Drivers(guide, [network.for_task(0)], lanes, bfloat16=bfloat16) if guide else None
+        )
         groups = lane_groups(lanes, len(envs))
         self._collectors = [
             Collector(
                 env,
-                network_driver(network.for_task(place), device, bfloat16=bfloat16),
-                into_replay(self.replay, clip_rewards=clip_rewards, lanes=group),
+                self._guided or network_driver(network.for_task(place), device, bfloat16=bfloat16),
+                into_replay(
+                    self.replay,
+                    clip_rewards=clip_rewards,
+                    lanes=group,
+                    columns=("teacher_logits",) if guide else (),
+                ),
                 counters,
                 seed=seed,
                 task=place,
@@ -74,20 +101,31 @@ class RememberedPlay:
         ]
         self._shares = Shares([1.0] * len(envs))
 
-    def reset(self) -> None:
-        """Take the network's input statistics from random play, and begin."""
+    def reset(self) -> list[tuple[Tensor, Tensor]]:
+        """Take the network's input statistics from random play, and begin.
+
+        Returns:
+            Each game's mean and deviation.
+        """
+        found = []
         for place, env in enumerate(self.envs):
             statistics = streams.words(self._seed, streams.STATISTICS, place)
             mean, std = random_play_statistics(env, seed=statistics)
             self._network.set_obs_statistics(mean, std, place)
             env.reset(streams.words(self._seed, streams.TRAINING, place))
+            found.append((mean, std))
+        return found
 
-    def step(self, epsilon: float | None) -> None:
+    def step(self, epsilon: float | None, *, by_guide: bool = False) -> None:
         """One step of every lane, game after game.
 
         Args:
             epsilon: Share of random actions; None for random play.
+            by_guide: Whether the guide drives, not the network.
         """
+        if self._guided is not None:
+            self._guided.students_ready = not by_guide
+            self._guided.lanes.fill(TEACHER if by_guide else 0)
         for collector in self._collectors:
             collector.step(epsilon)
         self._counters.step += self._num_lanes
