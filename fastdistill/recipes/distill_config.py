@@ -9,7 +9,17 @@ from pathlib import Path
 
 from fastdistill.envs import PRESETS
 from fastdistill.networks import SIZES, size_name
-from fastdistill.recipes.options import at_least, names, one_of, positive, share, shares
+from fastdistill.recipes.options import (
+    MOST_STUDENTS,
+    at_least,
+    at_most,
+    names,
+    one_of,
+    positive,
+    share,
+    shares,
+    within_limits,
+)
 from fastdistill.training.configuration import check_types, default_of
 from fastdistill.training.drivers import DRIVERS
 from fastdistill.training.learners.student import LOSSES, OWN
@@ -144,6 +154,9 @@ class DistillConfig:
             "score_every_updates", "checkpoint_every_updates", "log_every_updates",
         )  # fmt: skip
         at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
+        within_limits(self, len(self.teachers))
+        each = len(self.losses) * len(self.sizes)
+        at_most(self, MOST_STUDENTS, "students of all losses and sizes", each, "seeds")
         positive(self, "steps_per_update", "learning_rate", "max_seconds")
         share(self, "epsilon")
         shares(self, "task_weights")

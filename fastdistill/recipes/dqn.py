@@ -23,7 +23,7 @@ from torch import Tensor
 from fastdistill import streams
 from fastdistill.envs import EnvFault, EnvSpec, LaneEnv, make_env
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
-from fastdistill.recipes.options import at_least, names, positive, share
+from fastdistill.recipes.options import at_least, names, positive, share, within_limits
 from fastdistill.recipes.teaching import TeacherResult, finish, save_best
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
 from fastdistill.training.collector import Collector, into_replay, network_driver
@@ -127,6 +127,7 @@ class DqnConfig:
             "epsilon_steps", "replay_capacity", "checkpoint_every_steps", "log_every_steps",
         )  # fmt: skip
         at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
+        within_limits(self, len(self.games))
         share(
             self, "discount", "epsilon_end", "evaluation_epsilon", "priority_exponent",
             "importance_exponent",

@@ -21,7 +21,14 @@ from torch import Tensor
 from fastdistill import streams
 from fastdistill.envs import LaneEnv, make_env
 from fastdistill.networks import QNetwork, paper_architecture
-from fastdistill.recipes.options import at_least, positive, share
+from fastdistill.recipes.options import (
+    MOST_ROLLOUT_ROWS,
+    at_least,
+    at_most,
+    positive,
+    share,
+    within_limits,
+)
 from fastdistill.recipes.teaching import TeacherResult, finish, save_best
 from fastdistill.training.collector import Collector, network_driver
 from fastdistill.training.configuration import check_types
@@ -113,6 +120,8 @@ class PqnConfig:
             "warm_up_updates", "checkpoint_every_steps", "log_every_steps",
         )  # fmt: skip
         at_least(self, 0, "spread_steps", "score_episodes", "evaluation_episodes", "seed")
+        within_limits(self)
+        at_most(self, MOST_ROLLOUT_ROWS, "rows of a rollout", self.rollout_steps, "num_lanes")
         share(self, "discount", "trace_decay", "epsilon_end", "evaluation_epsilon")
         positive(self, "learning_rate", "max_gradient_norm")
         if not 0 < self.epsilon_fraction <= 1:
