@@ -19,7 +19,6 @@ from fastdistill.training.learners.student import OWN, OwnStudent
 from fastdistill.training.process import pick_device
 from fastdistill.training.run import unused
 
-
 # What a teacher may be given as.
 TeacherSource = Teacher | nn.Module | str | Path
 

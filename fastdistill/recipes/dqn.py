@@ -13,78 +13,52 @@ Sources: Mnih et al. 2015 (DQN), van Hasselt et al. 2016 (double), Schaul et al.
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fastdistill import streams
-from fastdistill.envs import EnvFault, EnvSpec, LaneEnv, make_env
-from fastdistill.networks import Architecture, QNetwork, paper_architecture
-from fastdistill.recipes.options import at_least, names, positive, share, within_limits
-from fastdistill.recipes.teaching import TeacherResult, finish, save_best
-from fastdistill.replay import PrioritizedReplay, ReplayBatch
-from fastdistill.training.collector import Collector, into_replay, network_driver
-from fastdistill.training.configuration import check_types
+from fastdistill.envs import EnvFault, LaneEnv, make_env
+from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.recipes.options import at_least, positive, share
+from fastdistill.recipes.teaching import TeacherResult, TeachingConfig, finish, save_best, teach
 from fastdistill.training.counters import Means
-from fastdistill.training.inputs import random_play_statistics
 from fastdistill.training.learners.dqn import DqnLearner
 from fastdistill.training.optimizing import linear
-from fastdistill.training.process import (
-    default_bfloat16,
-    deterministic_kernels,
-    keep_freed_memory,
-    pick_device,
-)
+from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
+from fastdistill.training.remembered_play import RememberedPlay, batch_tensors
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.selection import Best
-from fastdistill.training.shares import Shares, lane_groups, sample_tasks
-from fastdistill.training.state import check_state, select, under
+from fastdistill.training.state import select, under
 from fastdistill.training.task import check_games
 
 
 @dataclass(frozen=True)
-class DqnConfig:
+class DqnConfig(TeachingConfig):
     """Double DQN with prioritized replay; defaults are for Pong on two CPU cores."""
+
+    COMMAND: ClassVar[str] = "teacher dqn"
 
     run_dir: Path = Path("runs/teacher_dqn")
     """Where everything is written."""
     game: str = "pong"
     """Atari game, or gymnasium id such as CartPole-v1; several with commas between are learned by
     one network with a head for each."""
-    preset: str = "classic"
-    """classic (no sticky actions) or machado (sticky actions)."""
     size: str = "100%"
     """Network, by its share of the paper's parameters: 100%, 25%, 7% or 4%; or its networks for
     several games, multi and multi-wide."""
     dueling: bool = False
     """Separate value and advantage in the head."""
-    total_steps: int = 1_000_000
-    """Agent steps, all lanes together."""
-    stop_at_return: float | None = None
-    """End early once the mean of the last 50 training episodes reaches this."""
-    num_lanes: int = 8
-    """Lanes of each game, played at once."""
     learning_starts_steps: int = 10_000
     """Random steps before the first update."""
     samples_per_step: float = 4.0
     """Rows learned from per row played; CleanRL's and the paper's 32 every 4 steps are 8."""
-    batch_size: int = 64
-    """Rows per update."""
-    learning_rate: float = 2.5e-4
-    """Of Adam."""
     adam_epsilon: float = 1.5e-4
     """Of Adam; large, as in Rainbow."""
-    max_gradient_norm: float = 10.0
-    """Gradients are clipped to this norm."""
-    discount: float = 0.99
-    """Per agent step."""
     n_step: int = 3
     """Steps of reward before the bootstrap."""
-    clip_rewards: bool = True
-    """Learn from the sign of the rewards (reports stay raw)."""
     target_update_updates: int = 250
     """Updates between copies of the network into the target network."""
     replay_capacity: int = 250_000
@@ -93,46 +67,14 @@ class DqnConfig:
     """0 is the paper's uniform replay."""
     importance_exponent: float = 0.4
     """At the start; it rises linearly to 1."""
-    epsilon_end: float = 0.01
-    """Final share of random actions; it starts at 1."""
     epsilon_steps: int = 100_000
     """Agent steps over which epsilon falls."""
-    bfloat16: bool = field(default_factory=default_bfloat16)
-    """Convolutions in bfloat16; the head is float32 always; by default where
-    the machine multiplies bfloat16 itself."""
-    score_episodes: int = 10
-    """Full episodes per checkpoint, and twice as many for one that wins, by which the best is
-    chosen; 0 keeps the last."""
-    evaluation_episodes: int = 30
-    """Full episodes played with the chosen teacher, none of which chose it; 0 for none."""
-    evaluation_epsilon: float = 0.01
-    """Share of random actions in either."""
-    checkpoint_every_steps: int = 250_000
-    """Agent steps between checkpoints."""
-    log_every_steps: int = 5_000
-    """Agent steps between metric records."""
-    seed: int = 1
-    """Of everything."""
-    device: str = "auto"
-    """auto, cpu, cuda..."""
-    deterministic: bool = False
-    """Refuse kernels that are not deterministic (on a CPU there are none here)."""
-    tensorboard: bool = True
-    """Write TensorBoard files beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        at_least(
-            self, 1, "num_lanes", "batch_size", "total_steps", "n_step", "target_update_updates",
-            "epsilon_steps", "replay_capacity", "checkpoint_every_steps", "log_every_steps",
-        )  # fmt: skip
-        at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
-        within_limits(self, len(self.games))
-        share(
-            self, "discount", "epsilon_end", "evaluation_epsilon", "priority_exponent",
-            "importance_exponent",
-        )  # fmt: skip
-        positive(self, "samples_per_step", "learning_rate", "adam_epsilon", "max_gradient_norm")
+        super().__post_init__()
+        at_least(self, 1, "n_step", "target_update_updates", "epsilon_steps", "replay_capacity")
+        share(self, "priority_exponent", "importance_exponent")
+        positive(self, "samples_per_step", "adam_epsilon")
         several = f" * {len(self.games)} games" if len(self.games) > 1 else ""
         least = self.num_lanes * (self.n_step + 1) * len(self.games)
         if self.learning_starts_steps < least:
@@ -145,11 +87,6 @@ class DqnConfig:
                 "DqnConfig: stop_at_return must be left out where there are several games, whose "
                 f"returns have no common scale, got {self.stop_at_return}"
             )
-
-    @property
-    def games(self) -> tuple[str, ...]:
-        """``game``, taken apart."""
-        return names(self.game)
 
 
 def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) -> TeacherResult:
@@ -170,41 +107,35 @@ def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) 
             for game in config.games
         ]
         check_games("teacher_dqn", [env.spec for env in envs])
-        parts = _Parts(config, run, envs, device)  # before the run has a directory
+        parts = DqnTeaching(config, run, envs, device)  # before the run has a directory
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
-        parts.begin()
-        while not (run.finished or run.stopping):
-            try:
-                parts.step()
-            except EnvFault:
-                parts.checkpoint()  # of before that step
-                raise
-            if run.due("log"):
-                parts.log()
-            run.finished = run.at.step >= config.total_steps or run.at.reached(
-                config.stop_at_return
-            )
-            due = run.due("checkpoint")
-            if run.finished or run.stopping or due:
-                # Where it would have been judged anyway it is judged, stopped or not.
-                stopped = not (run.finished or due)
-                save_best(config, run, parts.best, parts.learner.network, envs, stopped=stopped)
-                parts.checkpoint()
+        teach(config, run, parts)
         return finish(config, run, device)
 
 
-class _Parts:
-    """The parts of a run: who plays, what is remembered, who learns."""
+class DqnTeaching:
+    """The parts of a run: what is played and remembered, who learns."""
 
     def __init__(
-        self, config: DqnConfig, run: Run[DqnConfig], envs: list[LaneEnv], device: torch.device
+        self,
+        config: DqnConfig,
+        run: Run[Any],
+        envs: list[LaneEnv],
+        device: torch.device,
+        *,
+        uniform_sampler: bool = False,
     ) -> None:
         self.config = config
         self.run = run
-        self.envs = envs
         specs = [env.spec for env in envs]
-        network = QNetwork.seeded(_architecture(config, specs), config.seed).to(device)
+        architecture = paper_architecture(
+            config.size,
+            [spec.num_actions for spec in specs],
+            obs_shape=specs[0].obs_shape,
+            dueling=config.dueling,
+        )
+        network = QNetwork.seeded(architecture, config.seed).to(device)
         network.games = tuple(spec.name for spec in specs) if len(specs) > 1 else ()
         self.learner = DqnLearner(
             network,
@@ -213,31 +144,19 @@ class _Parts:
             max_gradient_norm=config.max_gradient_norm,
             bfloat16=config.bfloat16,
         )
-        self.replay = PrioritizedReplay(
-            config.replay_capacity,
-            config.num_lanes * len(envs),
-            frame_shape=specs[0].frame_shape,
-            frame_dtype=envs[0].obs.dtype.name,
-            stack=specs[0].stack,
+        self.play = RememberedPlay(
+            envs,
+            network,
+            run.at,
+            replay_capacity=config.replay_capacity,
             n_step=config.n_step,
             discount=config.discount,
             priority_exponent=config.priority_exponent,
-            seed=streams.native_seed(config.seed, streams.LEARNING),
-            lanes_per_task=[config.num_lanes] * len(envs),
+            clip_rewards=config.clip_rewards,
+            seed=config.seed,
+            bfloat16=config.bfloat16,
+            uniform_sampler=uniform_sampler,
         )
-        groups = lane_groups(config.num_lanes, len(envs))
-        self.collectors = [
-            Collector(
-                env,
-                network_driver(network.for_task(place), device, bfloat16=config.bfloat16),
-                into_replay(self.replay, clip_rewards=config.clip_rewards, lanes=lanes),
-                run.at,
-                seed=config.seed,
-                task=place,
-            )
-            for place, (env, lanes) in enumerate(zip(envs, groups, strict=True))
-        ]
-        self.shares = Shares([1.0] * len(envs))
         self.best = Best()
         self.means = Means()
 
@@ -253,29 +172,20 @@ class _Parts:
         return linear(self.config.importance_exponent, 1.0, fraction)
 
     def begin(self) -> None:
-        """Continue from a checkpoint, or take the input statistics and reset the lanes."""
-        if self.run.restore(self._take, self.replay.load):
-            return
-        seed = self.config.seed
-        for place, env in enumerate(self.envs):
-            statistics = streams.words(seed, streams.STATISTICS, place)
-            mean, std = random_play_statistics(env, seed=statistics)
-            self.learner.network.set_obs_statistics(mean, std, place)
-            env.reset(streams.words(seed, streams.TRAINING, place))
-        self.learner.copy_target()
+        """Continue from a checkpoint, or from nothing."""
+        if not self.run.restore(self.take, self.play.replay.load):
+            self.start()
 
-    def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
-        check_state(card, {"collectors": [{}], "shares": [0.0]}, "checkpoint")
-        found = [len(card[name]) for name in ("collectors", "shares")]
-        if found != [len(self.collectors)] * 2:
-            raise ValueError(
-                f"collectors and shares must be of {len(self.collectors)} games, got {found[0]} "
-                f"and {found[1]}"
-            )
+    def start(self) -> list[tuple[Tensor, Tensor]]:
+        """From nothing; returns each game's input statistics."""
+        statistics = self.play.reset()
+        self.learner.copy_target()  # with the input statistics
+        return statistics
+
+    def take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+        """Continue from what ``state`` gave."""
+        self.play.restore(select(tensors, "play"), card["play"])
         self.learner.load(select(tensors, "learner"))
-        for place, collector in enumerate(self.collectors):
-            collector.restore(select(tensors, f"env{place}"), card["collectors"][place])
-        self.shares.restore(card["shares"])
         self.best.restore(card["best"])
         self.means.restore(card["means"])
 
@@ -283,10 +193,11 @@ class _Parts:
         """One step of every lane, and the updates that are then due."""
         config, at = self.config, self.run.at
         epsilon = self.epsilon
-        random_play = at.step < config.learning_starts_steps
-        for collector in self.collectors:
-            collector.step(None if random_play else epsilon)
-        at.step += config.num_lanes * len(self.collectors)
+        try:
+            self.play.step(None if at.step < config.learning_starts_steps else epsilon)
+        except EnvFault:
+            self.checkpoint()  # of before that step
+            raise
         rows_due = (at.step - config.learning_starts_steps) * config.samples_per_step
         while (at.updates + 1) * config.batch_size <= rows_due:
             self.learn()
@@ -294,64 +205,49 @@ class _Parts:
 
     def learn(self) -> None:
         """One update from one batch, whose priorities follow."""
-        config, at = self.config, self.run.at
-        counts = self.shares.take(config.batch_size)
-        batch = sample_tasks(self.replay, counts, self.importance_exponent)
-        at.lap("replay")
+        at = self.run.at
+        batch = self.play.sample(self.config.batch_size, self.importance_exponent)
         learned = self.learner.update(batch)
         td_abs = learned.pop("td_abs")
         self.means.add(learned)
         at.lap("learn")
         if learned["td_loss"].device.type == "cpu":
-            self.run.refuse_divergence(float(learned["td_loss"]), lambda: _tensors(batch))
-        self.replay.update_priorities(batch.id, td_abs + 1e-6)
-        at.lap("replay")
+            self.run.refuse_divergence(float(learned["td_loss"]), lambda: batch_tensors(batch))
+        self.play.set_errors(batch, td_abs)
         at.updates += 1
-        if at.updates % config.target_update_updates == 0:
+        if at.updates % self.config.target_update_updates == 0:
             self.learner.copy_target()
 
     def log(self) -> None:
         """Record what happened since the last record."""
+        self.run.write(self.metrics())
+
+    def metrics(self) -> dict[str, float]:
+        """What happened since the last record."""
         means = self.means.take()
         self.run.refuse_divergence(means.get("td_loss", 0.0), dict)
-        self.run.write(
-            {
-                **self.run.at.metrics(),
-                **{f"losses/{name}": value for name, value in means.items()},
-                "charts/epsilon": self.epsilon,
-                "charts/learning_rate": self.config.learning_rate,
-                "replay/size": len(self.replay),
-                "replay/importance_exponent": self.importance_exponent,
-            }
-        )
+        return {
+            **self.run.at.metrics(),
+            **{f"losses/{name}": value for name, value in means.items()},
+            "charts/epsilon": self.epsilon,
+            "charts/learning_rate": self.config.learning_rate,
+            "replay/size": len(self.play.replay),
+            "replay/importance_exponent": self.importance_exponent,
+        }
+
+    def judge(self, *, stopped: bool) -> bool:
+        """Keep the network if it is the best so far; whether it is."""
+        network, envs = self.learner.network, self.play.envs
+        return save_best(self.config, self.run, self.best, network, envs, stopped=stopped)
 
     def checkpoint(self) -> None:
         """Write everything to continue from."""
-        tensors, cards = under("learner", self.learner.state()), []
-        for place, collector in enumerate(self.collectors):
-            lanes, card = collector.state()
-            tensors |= under(f"env{place}", lanes)
-            cards.append(card)
-        self.run.checkpoint(
-            tensors,
-            {
-                "collectors": cards,
-                "shares": self.shares.state(),
-                "best": self.best.state(),
-                "means": self.means.state(),
-            },
-            self.replay.save,
+        self.run.checkpoint(*self.state(), self.play.replay.save)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything to continue from but the replay."""
+        play, play_card = self.play.state()
+        return (
+            {**under("play", play), **under("learner", self.learner.state())},
+            {"play": play_card, "best": self.best.state(), "means": self.means.state()},
         )
-
-
-def _tensors(batch: ReplayBatch) -> dict[str, Tensor]:
-    return {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
-
-
-def _architecture(config: DqnConfig, specs: list[EnvSpec]) -> Architecture:
-    return paper_architecture(
-        config.size,
-        [spec.num_actions for spec in specs],
-        obs_shape=specs[0].obs_shape,
-        dueling=config.dueling,
-    )

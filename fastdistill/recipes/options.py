@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-
 # Larger values are refused before anything is made of them: no machine has the memory for what they
 # ask for, or no generator the bits. A replay knows its own limits.
 MOST = {
     "num_lanes": 4_096,  # of all games together
     "batch_size": 65_536,
+    "student_batch_size": 65_536,
     "score_episodes": 1_000,  # played at once
     "evaluation_episodes": 100_000,
     "seeds": 1_000,
@@ -76,6 +76,14 @@ def shares(config: object, name: str) -> tuple[float, ...]:
     if not found or not all(0 <= number < math.inf for number in found) or not sum(found) > 0:
         _refuse(config, name, "be balanced, or numbers of 0 or more that are not all 0", repr(text))
     return found
+
+
+def temperature_option(config: Any) -> None:
+    """Refuse a ``temperature`` that is no number in its range, "auto" or None."""
+    value = config.temperature
+    named = value is None or value == "auto"
+    if not named and not (isinstance(value, (int, float)) and 1e-8 <= value <= 1e8):
+        _refuse(config, "temperature", "be in [1e-8, 1e8] or 'auto'", repr(value))
 
 
 def one_of(config: object, name: str, values: Iterable[str], allowed: Iterable[str]) -> None:

@@ -15,7 +15,6 @@ from fastdistill.teachers import DEFAULT_TEMPERATURES, Teacher, load_teacher, re
 from fastdistill.training.run import say
 from fastdistill.training.task import Task, check_games
 
-
 # Recorded in the place of a teacher that only lives in memory.
 MODULE = "a module"
 

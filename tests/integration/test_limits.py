@@ -40,7 +40,9 @@ def file_size_limit(limit_bytes: int):
 
 
 def distill(run_dir: Path, teacher: Path, *more: str) -> int:
-    return main(["distill", f"--teacher={teacher}", f"--run-dir={run_dir}", *COMMON, *DISTILL, *more])
+    return main(
+        ["distill", f"--teacher={teacher}", f"--run-dir={run_dir}", *COMMON, *DISTILL, *more]
+    )
 
 
 @pytest.fixture(scope="module")
