@@ -18,6 +18,8 @@ from fastdistill.training.shards import Collection
 from fastdistill.training.task import Task, check_games
 
 DEFAULT_TEACHER = "zoo:pong"
+# Recorded in the place of a teacher that only lives in memory.
+MODULE = "a module"
 
 
 class TasksConfig(Protocol):
@@ -90,6 +92,12 @@ def open_tasks(
         )
     asked: Sequence[str | None] = config.games or [None] * number
     if teachers is None:
+        if MODULE in config.teachers:
+            raise ValueError(
+                "distill: teacher must be one that a file holds, got a module of the process that "
+                "began this run; continue it in Python, with the same module: "
+                "fastdistill.distill(module, ..., run_dir=..., resume=True)"
+            )
         teachers = [
             load_teacher(source, game, device=device)
             for source, game in zip(config.teachers, asked, strict=True)
@@ -124,8 +132,15 @@ def open_data(
     collections = [Collection(directory, config.labels) for directory in config.directories]
     number = len(collections)
     _check_number("task_weights", config.weights, number)
+    least = 2 * sum(len(collection.shards) * collection.num_lanes for collection in collections)
+    if config.learning_starts_steps < least:
+        raise ValueError(
+            "DistillConfig: learning_starts_steps must be at least twice the lanes of all shards = "
+            f"{least}, got {config.learning_starts_steps}"
+        )
     # The default stands for those on record.
-    asked = config.teachers if config.teachers != (DEFAULT_TEACHER,) else ()
+    is_named = config.teachers != (DEFAULT_TEACHER,) and MODULE not in config.teachers
+    asked = config.teachers if is_named else ()
     _check_number("teacher", asked, number)
     if teachers is not None:
         _check_number("teacher", teachers, number)

@@ -281,6 +281,8 @@ def test_what_a_collection_says_is_not_believed(tmp_path, played):
         distilled(tmp_path / "run", teacher=None, data=str(data))
     with pytest.raises(ShardError, match="must hold shards that can be read, got none"):
         Collection(tmp_path)
+    with pytest.raises(ValueError, match="must be at least twice the lanes of all shards = 8, got"):
+        distilled(tmp_path / "run", teacher=None, data=str(played), learning_starts_steps=7)
 
 
 def test_ranks_read_shards_of_their_own(tmp_path, teacher):
