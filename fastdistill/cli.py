@@ -55,6 +55,7 @@ def evaluate(
     device: str = "cpu",
     gif: Path | None = None,
     out: Path | None = None,
+    view: str | None = None,
 ) -> None:
     """Play full episodes with a checkpoint and print its score.
 
@@ -69,13 +70,15 @@ def evaluate(
         device: Where the network runs.
         gif: Also record one episode there.
         out: Also write the record there, as JSON.
+        view: Key of what it sees of Dict observations; a checkpoint remembers its own.
     """
     usable_device(device)
-    teacher = load_teacher(checkpoint, game, device=device)
+    teacher = load_teacher(checkpoint, game, device=device, view=view)
     name = game or recorded_game(teacher.card)
     if not name:
         raise ValueError("evaluate: game must be given, the checkpoint does not name one")
-    env = make_env(name, max(1, min(lanes, episodes)), preset=preset, training=False)
+    number = max(1, min(lanes, episodes))
+    env = make_env(name, number, preset=preset, training=False, view=teacher.view)
     try:
         record = evaluate_env(
             teacher, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
@@ -253,6 +256,7 @@ def verify_teacher(
     episodes: int = 30,
     preset: str = "classic",
     device: str = "cpu",
+    view: str | None = None,
 ) -> None:
     """Play with a teacher and say whether preset or wrappers are likely wrong.
 
@@ -263,8 +267,9 @@ def verify_teacher(
         episodes: Of each policy.
         preset: classic or machado; the others are tried where the score falls short.
         device: Where the network runs.
+        view: Key of what it sees of Dict observations.
     """
-    loaded = load_teacher(teacher, game, device=device)
+    loaded = load_teacher(teacher, game, device=device, view=view)
     found = verify(loaded, game, reported, episodes=episodes, preset=preset, device=device)
     print(found.verdict)
 

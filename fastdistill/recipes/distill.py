@@ -11,7 +11,6 @@ Source: Rusu et al. 2015, Policy Distillation; what differs is in docs/deviation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +21,8 @@ from torch import Tensor, nn
 from fastdistill.envs import EnvFault, EnvSpec, LaneEnv
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import open_tasks, play_env
+from fastdistill.recipes.tasks import Given, open_tasks, play_env
 from fastdistill.report import try_report
-from fastdistill.teachers import Teacher
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.learners.student import OWN, OwnStudent, make_students
 from fastdistill.training.optimizing import linear
@@ -77,7 +75,7 @@ class DistillResult:
 def train(
     config: DistillConfig,
     *,
-    teachers: Sequence[Teacher] | None = None,
+    given: Given | None = None,
     student: OwnStudent | None = None,
     resume: bool = False,
     stop: Stop | None = None,
@@ -86,8 +84,8 @@ def train(
 
     Args:
         config: Everything that can be chosen.
-        teachers: Of the games, instead of ``config.teacher``, which then is only their name in the
-            records.
+        given: What ``config`` cannot hold: modules, environments and functions, which then are
+            only named in it.
         student: The module, or what makes it, where ``config.student`` is ``"own"``.
         resume: Continue the run in ``config.run_dir`` with its own configuration.
         stop: Asked between steps whether to stop with a checkpoint.
@@ -102,7 +100,7 @@ def train(
     keep_freed_memory()
     device = pick_device(config.device)
     with ExitStack() as opened:
-        tasks, envs = open_tasks(config, teachers, device, opened)
+        tasks, envs = open_tasks(config, given or Given(), device, opened)
         parts = _Parts(config, run, tasks, envs, student)
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
@@ -229,7 +227,16 @@ class _Parts:
         if not self._games:
             config = self.config
             lanes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
-            self._games = [play_env(task.name, lanes, config.preset) for task in self.tasks]
+            self._games = [
+                play_env(
+                    task.source,
+                    lanes,
+                    config.preset,
+                    view=task.student_view,
+                    teacher_view=task.teacher.view,
+                )
+                for task in self.tasks
+            ]
         return self._games
 
     def close(self) -> None:
@@ -240,7 +247,8 @@ class _Parts:
     def score(self) -> None:
         """Judge every student, and record it."""
         seconds = self.run.at.training_seconds
-        scores = self.students.score(self.games)
+        with self.source.set_aside():
+            scores = self.students.score(self.games)
         self.run.write({"time/training_seconds": seconds, **scores})
 
     def checkpoint(self) -> None:

@@ -221,7 +221,7 @@ class _Parts:
         config, epsilon = self.config, self.epsilon
         for _ in range(config.rollout_steps):
             self.collector.step(epsilon)
-        last = self.driver(self.env.obs)
+        last = self.driver(self.env)
         self.rollout.finish(
             last.columns["value"], discount=config.discount, trace_decay=config.trace_decay
         )

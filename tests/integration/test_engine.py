@@ -104,7 +104,7 @@ def test_a_stored_label_is_the_teachers_value_of_that_very_frame(game, steps, sh
         )  # fmt: skip
         counters = Counters()
         play = LabelledPlay(
-            [Task(spec, teacher, 1.0)], [env], [student], counters,
+            [Task(spec, teacher, game, None, 1.0)], [env], [student], counters,
             replay_capacity=1_800, seed=5, bfloat16=False,
         )  # fmt: skip
         play.reset()
