@@ -73,7 +73,7 @@ def crc32c(data: bytes) -> int:
 def pieces(content: bytes, slot_bytes: int) -> list[tuple[int, int]]:
     """(begin, end) of each checksummed piece, its checksum excluded, of an intact file."""
     schema_bytes = struct.unpack_from("<Q", content, 12)[0]
-    end = 20 + schema_bytes + 16 + 8 + 4 * struct.unpack_from("<Q", content, 36 + schema_bytes)[0]
+    end = 20 + schema_bytes + 8 + 8 + 12 * struct.unpack_from("<Q", content, 28 + schema_bytes)[0]
     found = [(0, end)]
     while struct.unpack_from("<I", content, end + 4)[0] == 1:
         begin = end + 4

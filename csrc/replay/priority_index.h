@@ -141,6 +141,11 @@ class PriorityIndex {
   std::uint32_t max_weight() const noexcept { return max_weight_.load(std::memory_order_relaxed); }
   void set_max_weight(std::uint32_t weight) noexcept { Sync::store(max_weight_, weight, kRelaxed); }
 
+  // Position in the sampler's stream of random numbers.
+  std::uint64_t take_call() noexcept { return Sync::fetch_add(calls_, 1U, kRelaxed); }
+  std::uint64_t calls() const noexcept { return calls_.load(kRelaxed); }
+  void set_calls(std::uint64_t calls) noexcept { Sync::store(calls_, calls, kRelaxed); }
+
   std::uint32_t task_of(std::uint32_t lane) const noexcept { return task_of_lane_[lane]; }
   std::uint32_t first_lane(std::size_t task) const noexcept { return first_lanes_[task]; }
   std::size_t leaf_of(std::uint32_t lane, std::uint64_t slot) const noexcept {
@@ -301,6 +306,7 @@ class PriorityIndex {
   alignas(kCacheLineBytes) std::atomic<std::uint32_t> max_weight_{
       static_cast<std::uint32_t>(kWeightOne)};
   Counters counters_;
+  alignas(kCacheLineBytes) std::atomic<std::uint64_t> calls_{0};
 };
 
 }  // namespace fastdistill::replay

@@ -108,13 +108,8 @@ class Replay {
   // At rest: what is wrong with sums, census and counters, or nothing.
   std::string check_valid() const;
 
-  // Position in the stream of random numbers, for snapshots.
-  std::uint64_t sample_calls() const noexcept { return calls_.load(std::memory_order_relaxed); }
   std::uint64_t seed() const noexcept { return seed_; }
-  void set_random_state(std::uint64_t seed, std::uint64_t calls) noexcept {
-    seed_ = seed;
-    Sync::store(calls_, calls, std::memory_order_relaxed);
-  }
+  void set_seed(std::uint64_t seed) noexcept { seed_ = seed; }
 
   // Claims lanes for one writer, all or none, and lets them go at the end of the scope.
   class LaneClaim {
@@ -150,7 +145,6 @@ class Replay {
   std::vector<std::unique_ptr<PriorityIndex<Sync>>> indexes_;
   std::vector<TaskRows> task_rows_;
   std::uint64_t seed_;
-  alignas(kCacheLineBytes) std::atomic<std::uint64_t> calls_{0};
 };
 
 extern template class Replay<DirectSync>;

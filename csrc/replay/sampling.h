@@ -141,7 +141,8 @@ template <class Sync>
 void Replay<Sync>::sample(std::size_t sampler, std::size_t num_rows, const SampleOptions& options,
                           const BatchOut& out) {
   PriorityIndex<Sync>& index = *indexes_[sampler];
-  const std::uint64_t call = Sync::fetch_add(calls_, 1U, std::memory_order_relaxed);
+  // Each sampler has a stream of its own: what one draws does not depend on the others' calls.
+  const std::uint64_t call = index.take_call() | std::uint64_t{sampler} << 48U;
   thread_local std::vector<Draw> draws;
   thread_local std::vector<double> ratios;  // weight / mean weight, per row
   ratios.resize(num_rows);

@@ -19,7 +19,7 @@ namespace fastdistill::replay {
 namespace {
 
 constexpr char kMagic[8] = {'F', 'D', 'R', 'E', 'P', 'L', 'A', 'Y'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::size_t kBlockBytes = std::size_t{4} << 20;
 constexpr std::size_t kMaxSchemaBytes = std::size_t{1} << 20;
 
@@ -43,9 +43,14 @@ struct RowsHeader {
 
 using DirectReplay = Replay<DirectSync>;
 
+struct SamplerHeader {
+  std::uint64_t calls = 0;
+  std::uint32_t max_weight = 0;
+};
+
 struct Header {
-  std::uint64_t seed = 0, sample_calls = 0;
-  std::vector<std::uint32_t> max_weights;
+  std::uint64_t seed = 0;
+  std::vector<SamplerHeader> samplers;
 };
 
 struct RowsBlock {
@@ -124,20 +129,21 @@ Header read_header(PieceReader& in, const DirectReplay& replay, const std::strin
   in.get_bytes(found.data(), found.size());
   const auto is_text = [](char c) { return c >= ' ' && c <= '~'; };
   if (!std::all_of(found.begin(), found.end(), is_text)) refuse("a damaged header");
-  Header header{
-      .seed = in.get<std::uint64_t>(), .sample_calls = in.get<std::uint64_t>(), .max_weights = {}};
+  Header header{.seed = in.get<std::uint64_t>(), .samplers = {}};
   const auto samplers = in.get<std::uint64_t>();
   if (samplers > kMaxSchemaBytes) refuse("a damaged header");
-  in.require(samplers * sizeof(std::uint32_t));
-  for (std::uint64_t s = 0; s < samplers; ++s)
-    header.max_weights.push_back(in.get<std::uint32_t>());
+  in.require(samplers * (sizeof(std::uint64_t) + sizeof(std::uint32_t)));
+  for (std::uint64_t s = 0; s < samplers; ++s) {
+    const auto calls = in.get<std::uint64_t>();
+    header.samplers.push_back({.calls = calls, .max_weight = in.get<std::uint32_t>()});
+  }
   in.finish("header");
   if (found != schema || samplers != replay.config().samplers.size()) {
     throw std::invalid_argument("load: file must be a snapshot of a replay with options " + schema +
                                 ", got " + found);
   }
   // It starts at 1 and only grows.
-  for (const std::uint32_t weight : header.max_weights) {
+  for (const auto [calls, weight] : header.samplers) {
     if (weight < static_cast<std::uint32_t>(kWeightOne)) refuse("a largest priority below 1");
   }
   return header;
@@ -273,9 +279,9 @@ void save_snapshot(DirectReplay& replay, int file, const std::string& schema) {
   piece.put(std::uint64_t{schema.size()});
   piece.put_bytes(schema.data(), schema.size());
   piece.put(replay.seed());
-  piece.put(replay.sample_calls());
   piece.put(std::uint64_t{replay.config().samplers.size()});
   for (std::size_t s = 0; s < replay.config().samplers.size(); ++s) {
+    piece.put(replay.index(s).calls());
     piece.put(replay.index(s).max_weight());
   }
   piece.write_and_reset(file);
@@ -330,9 +336,10 @@ void load_snapshot(DirectReplay& replay, int file, const std::string& schema) {
     restore_lane(replay, lane, runs[lane], states[lane]);
   }
   for (std::size_t s = 0; s < num_samplers; ++s) {
-    replay.index(s).set_max_weight(header.max_weights[s]);
+    replay.index(s).set_calls(header.samplers[s].calls);
+    replay.index(s).set_max_weight(header.samplers[s].max_weight);
   }
-  replay.set_random_state(header.seed, header.sample_calls);
+  replay.set_seed(header.seed);
 }
 
 }  // namespace fastdistill::replay

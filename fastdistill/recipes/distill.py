@@ -19,19 +19,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdistill.envs import EnvFault, EnvSpec, LaneEnv
-from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import Given, open_tasks, play_env
+from fastdistill.recipes.judging import Judges
+from fastdistill.recipes.tasks import Given, open_tasks
 from fastdistill.report import try_report
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.learners.student import OWN, OwnStudent, make_students
 from fastdistill.training.optimizing import linear
-from fastdistill.training.process import (
-    deterministic_kernels,
-    keep_freed_memory,
-    pick_device,
-)
-from fastdistill.training.publishing import load_student, publish_student
+from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
+from fastdistill.training.publishing import load_student
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.state import select, under
 from fastdistill.training.students import Students
@@ -105,7 +101,7 @@ def train(
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
         parts.begin()
-        opened.callback(parts.close)
+        opened.callback(parts.judges.close)
         while parts.fraction < 1.0 and not run.stopping:
             try:
                 parts.step()
@@ -176,7 +172,7 @@ class _Parts:
             seed=config.seed,
             bfloat16=config.bfloat16,
         )
-        self._games: list[LaneEnv] = []
+        self.judges = Judges(config, tasks)
 
     @property
     def fraction(self) -> float:
@@ -222,33 +218,11 @@ class _Parts:
             }
         )
 
-    def games(self) -> list[LaneEnv]:
-        """For full games that judge; half a second to make, so only if they are wanted."""
-        if not self._games:
-            config = self.config
-            lanes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
-            self._games = [
-                play_env(
-                    task.source,
-                    lanes,
-                    config.preset,
-                    view=task.student_view,
-                    teacher_view=task.teacher.view,
-                )
-                for task in self.tasks
-            ]
-        return self._games
-
-    def close(self) -> None:
-        """Free the emulators of the games."""
-        for env in self._games:
-            env.close()
-
     def score(self) -> None:
         """Judge every student, and record it."""
         seconds = self.run.at.training_seconds
         with self.source.set_aside():
-            scores = self.students.score(self.games)
+            scores = self.students.score(self.judges.games)
         self.run.write({"time/training_seconds": seconds, **scores})
 
     def checkpoint(self) -> None:
@@ -263,9 +237,8 @@ class _Parts:
 
     def finish(self) -> dict[str, Any]:
         """The last scoring and checkpoint; of a run at its end, the evaluation."""
-        config, run = self.config, self.run
-        run.finished = self.fraction >= 1.0
-        if not run.finished:
+        self.run.finished = self.fraction >= 1.0
+        if not self.run.finished:
             self.students.save_unscored()
             self.checkpoint()
             return {}
@@ -273,24 +246,4 @@ class _Parts:
             self.log()
             self.score()
         self.checkpoint()
-        if not config.evaluation_episodes:
-            return {}
-        records = []
-        for place, (task, env) in enumerate(zip(self.tasks, self.games(), strict=True)):
-            record = compare(
-                Player("teacher", task.teacher, task.teacher.module, {}),
-                self.students.players(self.own, place),
-                env,
-                episodes=config.evaluation_episodes,
-                seed=config.seed,
-                device=task.teacher.device,
-            )
-            records.append(record)
-        record = together(records) | {
-            "training_seconds": run.at.training_seconds,
-            "updates": run.at.updates,
-            "commands": [config.command()],
-        }
-        publish_student(run.directory, self.students.learning[0].name)
-        write_evaluation(run.directory, record)
-        return record
+        return self.judges.evaluate(self.run, self.students, self.own)

@@ -30,7 +30,7 @@ from fastdistill.training.metrics import Progress, RunWriter
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 # Of the training checkpoints; those of version 0.1.0 had another engine, the second had one task.
-ENGINE = 3
+ENGINE = 4
 
 # What a killed process left of a file that is written in one step (see ``write_atomically``).
 _TORN = re.compile(r"\..+\.(json|html|safetensors|jsonl(\.damaged-\d+)?)\.\d+\.tmp")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastdistill.recipes.pqn import PqnConfig
-from fastdistill.training.learners.pqn import lambda_returns
+from fastdistill.training.rollouts import lambda_returns
 
 
 def plain_return(rows, last_value, lane, start, discount, trace_decay):
