@@ -34,6 +34,7 @@ from fastdistill.evaluation.verify import verify_teacher as verify
 from fastdistill.export import export as export_network
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
+from fastdistill.recipes import online as online_recipe
 from fastdistill.recipes import pqn as pqn_recipe
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.teaching import TeacherResult
@@ -145,6 +146,17 @@ def distill(config: DistillConfig, resume: bool = False) -> int:
     """
     with StopRequest() as stop:
         return _report_students(distill_recipe.train(config, resume=resume, stop=stop))
+
+
+def online(config: online_recipe.OnlineConfig, resume: bool = False) -> int:
+    """Train a DQN, and students that follow it while it learns.
+
+    Args:
+        config: The recipe's configuration.
+        resume: Continue the run in run_dir with the configuration stored there.
+    """
+    with StopRequest() as stop:
+        return _report_students(online_recipe.train(config, resume=resume, stop=stop))
 
 
 def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:
@@ -292,6 +304,7 @@ Command = Callable[..., Any]
 COMMANDS: dict[str, Any] = {  # a dictionary in here is a group of commands
     "quickstart": quickstart,
     "distill": distill,
+    "online": online,
     "evaluate": evaluate,
     "report": report,
     "export": export,

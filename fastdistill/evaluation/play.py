@@ -69,6 +69,12 @@ class Evaluation:
         """Mean return."""
         return float(np.mean(self.returns))
 
+    @property
+    def mean_error(self) -> float:
+        """Standard error of the mean return, over episodes; 0 of a single one."""
+        number = len(self.returns)
+        return float(np.std(self.returns, ddof=1)) / number**0.5 if number > 1 else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON types."""
         return {

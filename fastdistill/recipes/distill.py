@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastdistill.envs import EnvFault, EnvSpec, LaneEnv
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.judging import Judges
+from fastdistill.recipes.judging import Judges, evaluate
 from fastdistill.recipes.tasks import Given, open_tasks
 from fastdistill.report import try_report
 from fastdistill.training.labelled_play import LabelledPlay
@@ -172,7 +172,8 @@ class _Parts:
             seed=config.seed,
             bfloat16=config.bfloat16,
         )
-        self.judges = Judges(config, tasks)
+        lanes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
+        self.judges = Judges(tasks, preset=config.preset, num_lanes=lanes)
 
     @property
     def fraction(self) -> float:
@@ -203,6 +204,7 @@ class _Parts:
                 self.students.set_obs_statistics(self.source.measure())
             lesson = self.source.sample(config.batch_size)
             self.students.learn(lesson, linear(config.learning_rate, 0.0, self.fraction))
+            at.updates = self.students.updates
             at.lap("learn")
             self.run.show(self.students.note)
 
@@ -246,4 +248,4 @@ class _Parts:
             self.log()
             self.score()
         self.checkpoint()
-        return self.judges.evaluate(self.run, self.students, self.own)
+        return evaluate(self.config, self.run, self.tasks, self.students, self.judges, self.own)

@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from fastdistill.envs import PRESETS
 from fastdistill.networks import SIZES, size_name
-from fastdistill.recipes.options import at_least, names, one_of, positive, share, shares
-from fastdistill.training.configuration import check_types, default_of
+from fastdistill.recipes.options import (
+    at_least,
+    names,
+    one_of,
+    positive,
+    share,
+    shares,
+    temperature_option,
+)
+from fastdistill.training.configuration import check_types
 from fastdistill.training.drivers import DRIVERS
 from fastdistill.training.learners.student import LOSSES, OWN
 from fastdistill.training.optimizing import OPTIMIZERS
@@ -23,6 +31,8 @@ from fastdistill.training.targets import WEIGHTINGS
 @dataclass(frozen=True)
 class DistillConfig:
     """Distillation; defaults are for the shipped Pong teacher on two CPU cores."""
+
+    COMMAND: ClassVar[str] = "distill"
 
     run_dir: Path = Path("runs/distill")
     """Where everything is written."""
@@ -121,20 +131,6 @@ class DistillConfig:
         """``task_weights``, taken apart; empty where they are balanced."""
         return shares(self, "task_weights")
 
-    def command(self) -> str:
-        """The command line that says the same."""
-        words = ["fastdistill distill"]
-        for option in fields(self):
-            value = getattr(self, option.name)
-            flag = option.name.replace("_", "-")
-            if value == default_of(option):
-                continue
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                words.append(f"--{flag} {shlex.quote(str(value))}")
-        return " ".join(words)
-
     def __post_init__(self) -> None:
         check_types(self)
         one_of(self, "loss", self.losses, LOSSES)
@@ -151,11 +147,4 @@ class DistillConfig:
         positive(self, "steps_per_update", "learning_rate", "max_seconds")
         share(self, "epsilon")
         shares(self, "task_weights")
-        named = self.temperature is None or self.temperature == "auto"
-        if not named and not (
-            isinstance(self.temperature, (int, float)) and 1e-8 <= self.temperature <= 1e8
-        ):
-            raise ValueError(
-                "DistillConfig: temperature must be in [1e-8, 1e8] or 'auto', "
-                f"got {self.temperature!r}"
-            )
+        temperature_option(self)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 from fastdistill.envs import EnvFault, LaneEnv, make_env
 from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.recipes.options import at_least, positive, share
-from fastdistill.recipes.teaching import TeacherResult, TeachingConfig, finish, save_best
+from fastdistill.recipes.teaching import TeacherResult, TeachingConfig, finish, save_best, teach
 from fastdistill.training.counters import Means
 from fastdistill.training.learners.dqn import DqnLearner
 from fastdistill.training.optimizing import linear
@@ -38,6 +38,8 @@ from fastdistill.training.task import check_games
 @dataclass(frozen=True)
 class DqnConfig(TeachingConfig):
     """Double DQN with prioritized replay; defaults are for Pong on two CPU cores."""
+
+    COMMAND: ClassVar[str] = "teacher dqn"
 
     run_dir: Path = Path("runs/teacher_dqn")
     """Where everything is written."""
@@ -105,35 +107,24 @@ def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) 
             for game in config.games
         ]
         check_games("teacher_dqn", [env.spec for env in envs])
-        parts = _Parts(config, run, envs, device)  # before the run has a directory
+        parts = DqnTeaching(config, run, envs, device)  # before the run has a directory
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
-        parts.begin()
-        while not (run.finished or run.stopping):
-            try:
-                parts.step()
-            except EnvFault:
-                parts.checkpoint()  # of before that step
-                raise
-            if run.due("log"):
-                parts.log()
-            run.finished = run.at.step >= config.total_steps or run.at.reached(
-                config.stop_at_return
-            )
-            due = run.due("checkpoint")
-            if run.finished or run.stopping or due:
-                # Where it would have been judged anyway it is judged, stopped or not.
-                stopped = not (run.finished or due)
-                save_best(config, run, parts.best, parts.learner.network, envs, stopped=stopped)
-                parts.checkpoint()
+        teach(config, run, parts)
         return finish(config, run, device)
 
 
-class _Parts:
+class DqnTeaching:
     """The parts of a run: what is played and remembered, who learns."""
 
     def __init__(
-        self, config: DqnConfig, run: Run[DqnConfig], envs: list[LaneEnv], device: torch.device
+        self,
+        config: DqnConfig,
+        run: Run[Any],
+        envs: list[LaneEnv],
+        device: torch.device,
+        *,
+        uniform_sampler: bool = False,
     ) -> None:
         self.config = config
         self.run = run
@@ -164,6 +155,7 @@ class _Parts:
             clip_rewards=config.clip_rewards,
             seed=config.seed,
             bfloat16=config.bfloat16,
+            uniform_sampler=uniform_sampler,
         )
         self.best = Best()
         self.means = Means()
@@ -181,11 +173,17 @@ class _Parts:
 
     def begin(self) -> None:
         """Continue from a checkpoint, or from nothing."""
-        if not self.run.restore(self._take, self.play.replay.load):
-            self.play.reset()
-            self.learner.copy_target()  # with the input statistics
+        if not self.run.restore(self.take, self.play.replay.load):
+            self.start()
 
-    def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+    def start(self) -> list[tuple[Tensor, Tensor]]:
+        """From nothing; returns each game's input statistics."""
+        statistics = self.play.reset()
+        self.learner.copy_target()  # with the input statistics
+        return statistics
+
+    def take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+        """Continue from what ``state`` gave."""
         self.play.restore(select(tensors, "play"), card["play"])
         self.learner.load(select(tensors, "learner"))
         self.best.restore(card["best"])
@@ -195,7 +193,11 @@ class _Parts:
         """One step of every lane, and the updates that are then due."""
         config, at = self.config, self.run.at
         epsilon = self.epsilon
-        self.play.step(None if at.step < config.learning_starts_steps else epsilon)
+        try:
+            self.play.step(None if at.step < config.learning_starts_steps else epsilon)
+        except EnvFault:
+            self.checkpoint()  # of before that step
+            raise
         rows_due = (at.step - config.learning_starts_steps) * config.samples_per_step
         while (at.updates + 1) * config.batch_size <= rows_due:
             self.learn()
@@ -218,24 +220,34 @@ class _Parts:
 
     def log(self) -> None:
         """Record what happened since the last record."""
+        self.run.write(self.metrics())
+
+    def metrics(self) -> dict[str, float]:
+        """What happened since the last record."""
         means = self.means.take()
         self.run.refuse_divergence(means.get("td_loss", 0.0), dict)
-        self.run.write(
-            {
-                **self.run.at.metrics(),
-                **{f"losses/{name}": value for name, value in means.items()},
-                "charts/epsilon": self.epsilon,
-                "charts/learning_rate": self.config.learning_rate,
-                "replay/size": len(self.play.replay),
-                "replay/importance_exponent": self.importance_exponent,
-            }
-        )
+        return {
+            **self.run.at.metrics(),
+            **{f"losses/{name}": value for name, value in means.items()},
+            "charts/epsilon": self.epsilon,
+            "charts/learning_rate": self.config.learning_rate,
+            "replay/size": len(self.play.replay),
+            "replay/importance_exponent": self.importance_exponent,
+        }
+
+    def judge(self, *, stopped: bool) -> bool:
+        """Keep the network if it is the best so far; whether it is."""
+        network, envs = self.learner.network, self.play.envs
+        return save_best(self.config, self.run, self.best, network, envs, stopped=stopped)
 
     def checkpoint(self) -> None:
         """Write everything to continue from."""
+        self.run.checkpoint(*self.state(), self.play.replay.save)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything to continue from but the replay."""
         play, play_card = self.play.state()
-        self.run.checkpoint(
+        return (
             {**under("play", play), **under("learner", self.learner.state())},
             {"play": play_card, "best": self.best.state(), "means": self.means.state()},
-            self.play.replay.save,
         )

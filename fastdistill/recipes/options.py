@@ -49,6 +49,14 @@ def shares(config: object, name: str) -> tuple[float, ...]:
     return found
 
 
+def temperature_option(config: Any) -> None:
+    """Refuse a ``temperature`` that is no number in its range, "auto" or None."""
+    value = config.temperature
+    named = value is None or value == "auto"
+    if not named and not (isinstance(value, (int, float)) and 1e-8 <= value <= 1e8):
+        _refuse(config, "temperature", "be in [1e-8, 1e8] or 'auto'", repr(value))
+
+
 def one_of(config: object, name: str, values: Iterable[str], allowed: Iterable[str]) -> None:
     """Refuse values that are not allowed, or given twice."""
     values, allowed = list(values), list(allowed)

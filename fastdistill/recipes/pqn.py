@@ -12,7 +12,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from fastdistill.envs import LaneEnv, make_env
 from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.recipes.options import at_least, share
-from fastdistill.recipes.teaching import TeacherResult, TeachingConfig, finish, save_best
+from fastdistill.recipes.teaching import TeacherResult, TeachingConfig, finish, save_best, teach
 from fastdistill.training.counters import Means
 from fastdistill.training.learners.pqn import PqnLearner
 from fastdistill.training.optimizing import linear
@@ -34,6 +34,8 @@ from fastdistill.training.state import select, under
 @dataclass(frozen=True)
 class PqnConfig(TeachingConfig):
     """Parallel Q-learning; defaults are for Pong on two CPU cores."""
+
+    COMMAND: ClassVar[str] = "teacher pqn"
 
     run_dir: Path = Path("runs/teacher_pqn")
     """Where everything is written."""
@@ -89,22 +91,7 @@ def train(config: PqnConfig, *, resume: bool = False, stop: Stop | None = None) 
     with closing(make_env(config.game, config.num_lanes, preset=config.preset)) as env:
         parts = _Parts(config, run, env, device)  # before the run has a directory
         with deterministic_kernels(config.deterministic), run:
-            parts.begin()
-            while not (run.finished or run.stopping):
-                parts.step()
-                if run.due("log"):
-                    parts.log()
-                run.finished = run.at.step >= config.total_steps or run.at.reached(
-                    config.stop_at_return
-                )
-                due = run.due("checkpoint")
-                if run.finished or run.stopping or due:
-                    # Where it would have been judged anyway it is judged, stopped or not.
-                    stopped = not (run.finished or due)
-                    save_best(
-                        config, run, parts.best, parts.learner.network, [env], stopped=stopped
-                    )
-                    parts.checkpoint()
+            teach(config, run, parts)
             return finish(config, run, device)
 
 
@@ -190,6 +177,11 @@ class _Parts:
                 "charts/learning_rate": self.learning_rate,
             }
         )
+
+    def judge(self, *, stopped: bool) -> bool:
+        """Keep the network if it is the best so far; whether it is."""
+        network, env = self.learner.network, self.play.env
+        return save_best(self.config, self.run, self.best, network, [env], stopped=stopped)
 
     def checkpoint(self) -> None:
         """Write everything to continue from."""

@@ -127,8 +127,9 @@ def open_tasks(
             )
         teacher.check(env)
         weight = config.weights[place] if config.weights else 1.0
-        temperature = _temperature(config, teacher)
-        tasks.append(Task(env.spec, teacher, game, student_view, temperature, weight))
+        task = Task(env.spec, teacher, _temperature(config, teacher), weight)
+        task.source, task.student_view = game, student_view
+        tasks.append(task)
         envs.append(env)
     check_games("distill", [task.spec for task in tasks])
     return tasks, envs

@@ -3,24 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from fastdistill.envs import LaneEnv, make_env
+from fastdistill.evaluation import Evaluation, evaluate_env
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
 from fastdistill.evaluation.statistics import HUMAN_SCORES
 from fastdistill.networks import QNetwork, load_network, save_network
 from fastdistill.recipes.options import at_least, names, positive, share
-from fastdistill.training.configuration import check_types
+from fastdistill.training.configuration import check_types, command_line
 from fastdistill.training.process import default_bfloat16
 from fastdistill.training.publishing import games_card
 from fastdistill.training.run import Run
-from fastdistill.training.selection import Best, mean_return
+from fastdistill.training.selection import Best
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class TeacherResult:
 @dataclass(frozen=True)
 class TeachingConfig:
     """What can be chosen in every teacher recipe."""
+
+    COMMAND: ClassVar[str] = "teacher"
 
     run_dir: Path = Path("runs/teacher")
     """Where everything is written."""
@@ -109,6 +112,40 @@ class TeachingConfig:
         return names(self.game)
 
 
+class Teaching(Protocol):
+    """The parts of a teacher's training."""
+
+    def begin(self) -> None:
+        """Continue from a checkpoint, or from nothing."""
+
+    def step(self) -> None:
+        """Some play, and the updates that are then due."""
+
+    def log(self) -> None:
+        """Record what happened since the last record."""
+
+    def judge(self, *, stopped: bool) -> bool:
+        """Keep the network if it is the best so far; ``stopped``, there is no time to play."""
+
+    def checkpoint(self) -> None:
+        """Write everything to continue from."""
+
+
+def teach(config: TeachingConfig, run: Run[Any], parts: Teaching) -> None:
+    """The loop of every teacher recipe, to its end or to where it was told to stop."""
+    parts.begin()
+    while not (run.finished or run.stopping):
+        parts.step()
+        if run.due("log"):
+            parts.log()
+        run.finished = run.at.step >= config.total_steps or run.at.reached(config.stop_at_return)
+        due = run.due("checkpoint")
+        if run.finished or run.stopping or due:
+            # Where it would have been judged anyway it is judged, stopped or not.
+            parts.judge(stopped=not (run.finished or due))
+            parts.checkpoint()
+
+
 def save_best(
     config: TeachingConfig,
     run: Run[Any],
@@ -117,8 +154,10 @@ def save_best(
     envs: Sequence[LaneEnv],
     *,
     stopped: bool,
-) -> None:
+) -> bool:
     """Write the run's ``teacher.json`` if the network plays better than every one saved before.
+
+    What it scores is recorded, best or not.
 
     Args:
         config: ``score_episodes`` full games judge (see ``Best``); with 0 the last is kept.
@@ -129,28 +168,26 @@ def save_best(
             the human-normalised scores judges (of raw ones where no human's is on record).
         stopped: The run was told to stop: no time to play. The network is then saved only where
             none was ever judged, which is better than no teacher.
+
+    Returns:
+        Whether it was saved.
     """
     if stopped and best.score is not None:
-        return
+        return False
     if config.score_episodes and not stopped:
+        rounds: list[list[Evaluation]] = []
         with _games(config, config.score_episodes) as games:
 
             def play(episodes: int, seed: int) -> float:
-                scores = [
-                    mean_return(
-                        network.for_task(place),
-                        env,
-                        network.obs_mean.device,
-                        episodes=episodes,
-                        seed=seed,
-                        epsilon=config.evaluation_epsilon,
-                    )
-                    for place, env in enumerate(games)
-                ]
-                return scores[0] if len(scores) == 1 else _level(games, scores)
+                rounds.append(_play(config, network, games, episodes, seed))
+                means = [played.mean for played in rounds[-1]]
+                return means[0] if len(means) == 1 else _level(games, means)
 
-            if not best.wins(play, episodes=config.score_episodes, seed=config.seed):
-                return
+            won = best.wins(play, episodes=config.score_episodes, seed=config.seed)
+            run.write(_scores(games, rounds[0]))
+        if not won:
+            run.at.lap("score")
+            return False
     save_network(
         run.directory / "teacher",
         network,
@@ -162,10 +199,45 @@ def save_best(
         },
     )
     run.at.lap("score")
+    return True
 
 
-def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> TeacherResult:
-    """Evaluate the teacher of a finished run; its score goes into its card, too."""
+def _play(
+    config: TeachingConfig, network: QNetwork, games: Sequence[LaneEnv], episodes: int, seed: int
+) -> list[Evaluation]:
+    device, epsilon = network.obs_mean.device, config.evaluation_epsilon
+    return [
+        evaluate_env(
+            network.for_task(place), env, episodes=episodes, epsilon=epsilon, seed=seed,
+            device=device,
+        )
+        for place, env in enumerate(games)
+    ]  # fmt: skip
+
+
+def _scores(games: Sequence[LaneEnv], played: Sequence[Evaluation]) -> dict[str, float]:
+    """For the records: mean return and its standard error, of several games each one's."""
+    values: dict[str, float] = {}
+    for env, one in zip(games, played, strict=True):
+        of = f"/{env.spec.name}" if len(games) > 1 else ""
+        values |= {f"teacher/score{of}": one.mean, f"teacher/score_error{of}": one.mean_error}
+    return values
+
+
+def finish(
+    config: TeachingConfig,
+    run: Run[Any],
+    device: torch.device,
+    students: Callable[[int], Iterable[Player]] = lambda _: (),
+) -> TeacherResult:
+    """Evaluate the teacher of a finished run; its score goes into its card, too.
+
+    Args:
+        config: ``evaluation_episodes`` full games of each.
+        run: At its end, or where it was told to stop.
+        device: Where they play.
+        students: Those of each game, by its place, who play the same episodes.
+    """
     record: dict[str, Any] = {}
     if run.finished and config.evaluation_episodes:
         network, card = load_network(run.directory / "teacher")
@@ -174,17 +246,23 @@ def finish(config: TeachingConfig, run: Run[Any], device: torch.device) -> Teach
             records = [
                 compare(
                     Player("teacher", player, player, {}),
-                    (),
+                    students(place),
                     env,
                     episodes=config.evaluation_episodes,
                     seed=config.seed,
                     device=device,
                     epsilon=config.evaluation_epsilon,
                 )
-                for env, player in zip(games, map(network.for_task, range(len(games))), strict=True)
+                for place, (env, player) in enumerate(
+                    zip(games, map(network.for_task, range(len(games))), strict=True)
+                )
             ]
         record = together(records)
-        record |= {"training_seconds": run.at.training_seconds, "updates": run.at.updates}
+        record |= {
+            "training_seconds": run.at.training_seconds,
+            "updates": run.at.updates,
+            "commands": [command_line(config)],
+        }
         kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
         for own, played in zip(kept.get("games", [kept]), records, strict=True):
             own["scores"] = [_score(played)]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import types
 import typing
 from pathlib import Path
@@ -16,6 +17,7 @@ class Config(Protocol):
     """What every recipe's configuration has: a frozen dataclass of plain fields."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    COMMAND: ClassVar[str]  # of fastdistill's, that runs the recipe
 
     @property
     def run_dir(self) -> Path:
@@ -114,6 +116,21 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+def command_line(config: Config) -> str:
+    """The command that runs a recipe with this configuration."""
+    words = [f"fastdistill {config.COMMAND}"]
+    for option in dataclasses.fields(config):
+        value = getattr(config, option.name)
+        flag = option.name.replace("_", "-")
+        if value == default_of(option):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words.append(f"--{flag} {shlex.quote(str(value))}")
+    return " ".join(words)
 
 
 def _fits(value: Any, hint: Any) -> bool:

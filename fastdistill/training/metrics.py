@@ -37,22 +37,31 @@ METRICS: dict[str, str] = {
     "losses/gradient_norm": "mean gradient norm before clipping, over the same updates",
     "students/*/loss": "mean loss of that student since the last record",
     "students/*/score": "mean raw return of that student's scoring episodes",
+    "students/*/score_error": "its standard error over these episodes",
     "students/*/agreement": "share of states it visited in them where its greedy action is the "
     "teacher's",
     "students/*/kl": "mean KL of the sharpened teacher to it on the same states, nats",
     "students/*/loss/*": "where there are several games: the same on this one's rows",
     "students/*/score/*": "the same of one of several games; then there is none of all together",
+    "students/*/score_error/*": "the same of one of several games",
     "students/*/agreement/*": "the same of one of several games; then the one above is their mean",
     "students/*/kl/*": "the same of one of several games; then the one above is their mean",
     "students/*/share": "of several games: mean over them of the next, by which the best is chosen",
     "students/*/share/*": "percent of the teacher's score above random play, in the scoring "
     "episodes of one of several games",
+    "teacher/score": "mean raw return of the scoring episodes of the network that learns to be a "
+    "teacher, as it is at a checkpoint",
+    "teacher/score_error": "its standard error over these episodes",
+    "teacher/score/*": "the same of one of several games; then there is none of all together",
+    "teacher/score_error/*": "the same of one of several games",
     "eval/return_mean": "mean raw return of full evaluation episodes",
     "eval/return_std": "its standard deviation over episodes",
     "eval/episodes": "number of evaluation episodes",
     "replay/size": "transitions in the replay",
     "replay/importance_exponent": "exponent of the importance weights",
     "time/updates": "gradient updates so far",
+    "time/students_updates": "of students that learn online: updates of each so far",
+    "time/students_seconds": "seconds in their updates since the last record",
     "time/env_seconds": "seconds in environment steps since the last record",
     "time/act_seconds": "seconds choosing actions since the last record",
     "time/learn_seconds": "seconds in updates since the last record",
@@ -261,7 +270,7 @@ def check_keys(values: Mapping[str, float]) -> None:
     """Refuse a key that ``METRICS`` does not declare."""
     for key in values:
         name = re.sub(r"^students/[^/]+/", "students/*/", key)
-        if re.sub(r"^(students/\*/[^/]+)/.+", r"\1/*", name) not in METRICS:
+        if re.sub(r"^(students/\*/[^/]+|teacher/[^/]+)/.+", r"\1/*", name) not in METRICS:
             raise ValueError(f"metrics: key must be declared in METRICS, got {key!r}")
 
 

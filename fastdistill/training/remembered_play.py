@@ -40,7 +40,21 @@ class RememberedPlay:
         clip_rewards: bool,
         seed: int,
         bfloat16: bool,
+        uniform_sampler: bool = False,
     ) -> None:
+        """Args:
+        envs: The games, the same number of lanes each, observations of one shape.
+        network: Drives; a head for each game.
+        counters: Of the run.
+        replay_capacity: Rows of all games.
+        n_step: Steps of reward before the bootstrap.
+        discount: Per step.
+        priority_exponent: Of the draws.
+        clip_rewards: Whether the sign of the rewards is remembered.
+        seed: Of the run.
+        bfloat16: Whether the network drives under bfloat16 autocast.
+        uniform_sampler: Whether the replay has a second sampler, for others who learn from it.
+        """  # noqa: D205
         self.envs = list(envs)
         self._network = network
         self._counters = counters
@@ -55,7 +69,7 @@ class RememberedPlay:
             stack=spec.stack,
             n_step=n_step,
             discount=discount,
-            priority_exponent=priority_exponent,
+            priority_exponent=([priority_exponent, 0.0] if uniform_sampler else priority_exponent),
             seed=streams.native_seed(seed, streams.LEARNING),
             lanes_per_task=[lanes] * len(envs),
         )
@@ -74,13 +88,20 @@ class RememberedPlay:
         ]
         self._shares = Shares([1.0] * len(envs))
 
-    def reset(self) -> None:
-        """Take the network's input statistics from random play, and begin."""
+    def reset(self) -> list[tuple[Tensor, Tensor]]:
+        """Take the network's input statistics from random play, and begin.
+
+        Returns:
+            Each game's mean and deviation.
+        """
+        found = []
         for place, env in enumerate(self.envs):
             statistics = streams.words(self._seed, streams.STATISTICS, place)
             mean, std = random_play_statistics(env, seed=statistics)
             self._network.set_obs_statistics(mean, std, place)
             env.reset(streams.words(self._seed, streams.TRAINING, place))
+            found.append((mean, std))
+        return found
 
     def step(self, epsilon: float | None) -> None:
         """One step of every lane, game after game.

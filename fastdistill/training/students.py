@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdistill import streams
 from fastdistill.envs import LaneEnv
+from fastdistill.evaluation import evaluate_env
 from fastdistill.evaluation.compare import Player, random_score
 from fastdistill.networks import QNetwork, num_parameters
 from fastdistill.training.counters import Means
@@ -32,6 +33,7 @@ class Students:
 
     Attributes:
         all: Every student, in the order of the records.
+        updates: That each has made.
     """
 
     def __init__(
@@ -43,13 +45,25 @@ class Students:
         weighting: str,
         score_episodes: int,
         seed: int,
+        epsilon: float | None = None,
     ) -> None:
+        """Args:
+        students: Who learn.
+        tasks: What they learn, and from whom.
+        run: That they are part of.
+        weighting: Of ``WEIGHTINGS``.
+        score_episodes: Full episodes of each game per scoring; 0 for none.
+        seed: Of the run.
+        epsilon: Share of random actions in scored games; by default that of an evaluation.
+        """  # noqa: D205
         self.all = list(students)
+        self.updates = 0
         self._tasks = list(tasks)
         self._run = run
         self._weighting = weighting
         self._score_episodes = score_episodes
         self._seed = seed
+        self._epsilon = epsilon
         self._means = {student.name: Means() for student in self.all}
         self._best = {student.name: Best() for student in self.all}
 
@@ -93,12 +107,12 @@ class Students:
                 names = [f"teacher_logits{place or ''}" for place in range(len(labels))]
                 batch = {"obs": obs, **dict(zip(names, labels, strict=True))}
                 self._end_if_diverged(student, float(learned["loss"]), batch)
-        self._run.at.updates += 1
+        self.updates += 1
 
     def _end_if_diverged(self, student: Student, loss: float, batch: dict[str, Tensor]) -> None:
         if abs(loss) < float("inf"):
             return
-        student.diverged_updates = self._run.at.updates
+        student.diverged_updates = self.updates
         self._means[student.name] = Means()
         text = self._run.keep_diverged(f"diverged_{student.name}", loss, batch)
         if not self.learning:
@@ -172,11 +186,20 @@ class Students:
         measured: list[dict[str, float]] = []
         for place, (task, env) in enumerate(zip(self._tasks, games, strict=True)):
             probe = Probe(student.player(place), task.teacher, task.temperature, env)
-            device = task.teacher.device
-            mean = mean_return(probe, env, device, episodes=episodes, seed=seed)
-            measured.append({"score": mean, "agreement": probe.agreement, "kl": probe.kl})
+            played = evaluate_env(
+                probe, env, episodes=episodes, epsilon=self._epsilon, seed=seed,
+                device=task.teacher.device,
+            )  # fmt: skip
+            measured.append(
+                {
+                    "score": played.mean,
+                    "score_error": played.mean_error,
+                    "agreement": probe.agreement,
+                    "kl": probe.kl,
+                }
+            )
             if len(self._tasks) > 1:
-                measured[-1]["share"] = task.share_of_teacher(mean)
+                measured[-1]["share"] = task.share_of_teacher(played.mean)
         if len(measured) == 1:
             return measured[0]
         values = {
@@ -217,7 +240,7 @@ class Students:
             student,
             self._tasks,
             {
-                "trained_updates": at.updates,
+                "trained_updates": self.updates,
                 "trained_steps": at.step,
                 "scoring": {"mean": best.score, "episodes": best.episodes},
             },
@@ -229,7 +252,7 @@ class Students:
         paths = {s.name: student_path(self._run.directory, s.name) for s in names}
         return {name: path for name, path in paths.items() if path.is_file()}
 
-    def players(self, own: OwnStudent | None, place: int = 0) -> Iterator[Player]:
+    def players(self, own: OwnStudent | None = None, place: int = 0) -> Iterator[Player]:
         """Each student as it was saved, for an evaluation; those that have a file.
 
         Args:
@@ -258,7 +281,7 @@ class Students:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything to continue from: tensors, and plain JSON types."""
         tensors: dict[str, Tensor] = {}
-        card = {}
+        card: dict[str, Any] = {"updates": self.updates}
         for student in self.all:
             tensors |= under(student.name, student.state())
             card[student.name] = {
@@ -271,7 +294,9 @@ class Students:
     def restore(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         """The reverse of ``state``."""
         example = {"best": [], "means": {}, "diverged_updates": (None, 0)}
-        check_state(card, {student.name: example for student in self.all}, "students")
+        states = {student.name: example for student in self.all}
+        check_state(card, {"updates": 0, **states}, "students")
+        self.updates = card["updates"]
         for student in self.all:
             student.load(select(tensors, student.name))
             own = card[student.name]

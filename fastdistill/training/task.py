@@ -17,21 +17,21 @@ class Task:
     Attributes:
         spec: Its environment, as students see it.
         teacher: Labels what is seen in it.
-        source: What its environments are made of.
-        student_view: What students see of their observations; None for all.
         temperature: Sharpens the teacher; 0 until an automatic one is fitted.
         weight: Its share of a batch, relative to the other tasks'.
         levels: Mean returns of random play and of the teacher, once they are known; only asked for
             where there are several games, whose scores have to be put together.
+        source: What its environments are made of; None for the name.
+        student_view: What students see of their observations; None for all.
     """
 
     spec: EnvSpec
     teacher: Teacher
-    source: EnvSource
-    student_view: ViewSource | None
     temperature: float
     weight: float = 1.0
     levels: tuple[float, float] | None = None
+    source: EnvSource | None = None
+    student_view: ViewSource | None = None
 
     @property
     def name(self) -> str:

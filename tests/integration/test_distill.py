@@ -20,6 +20,7 @@ import fastdistill as fd
 from fastdistill.networks.checkpoint import CheckpointError, load_network
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.training.checkpoints import TrainingCheckpoints
+from fastdistill.training.configuration import command_line
 from fastdistill.training.drivers import Drivers
 from fastdistill.training.run import TrainingDiverged
 from fastdistill.training.stop import STOPPED_STATUS
@@ -321,10 +322,10 @@ def test_options_out_of_range_are_refused(options, message):
 
 def test_a_run_names_the_command_that_makes_it():
     config = DistillConfig(run_dir=Path("runs/my run"), loss="kl,nll", seeds=3, tensorboard=False)
-    assert config.command() == (
+    assert command_line(config) == (
         "fastdistill distill --run-dir 'runs/my run' --loss kl,nll --seeds 3 --no-tensorboard"
     )
-    assert DistillConfig().command() == "fastdistill distill"
+    assert command_line(DistillConfig()) == "fastdistill distill"
 
 
 def test_an_automatic_temperature_halves_the_teachers_entropy(tmp_path):

@@ -21,6 +21,7 @@ from fastdistill.envs import make_env
 from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import CheckpointError
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.training.configuration import command_line
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.learners.student import Student
@@ -104,7 +105,7 @@ def test_a_stored_label_is_the_teachers_value_of_that_very_frame(game, steps, sh
         )  # fmt: skip
         counters = Counters()
         play = LabelledPlay(
-            [Task(spec, teacher, game, None, 1.0)], [env], [student], counters,
+            [Task(spec, teacher, 1.0)], [env], [student], counters,
             replay_capacity=1_800, seed=5, bfloat16=False,
         )  # fmt: skip
         play.reset()
@@ -293,7 +294,7 @@ def test_a_loaded_teacher_is_named_in_the_records_and_resumes_on_the_command_lin
     assert card["teacher"]["kind"] == "logits"
     assert card["temperature"] == 1.0, "logits are a policy already"
     assert main(["distill", "--resume", "--run-dir", str(run_dir)]) == 0
-    assert "--teacher" in DistillConfig(run_dir=run_dir, teacher=str(path)).command()
+    assert "--teacher" in command_line(DistillConfig(run_dir=run_dir, teacher=str(path)))
 
 
 def test_a_finished_distillation_writes_its_report(tmp_path):

@@ -90,7 +90,7 @@ def test_the_replay_keeps_what_the_student_saw_and_what_the_teacher_said_of_that
         )  # fmt: skip
         counters = Counters()
         play = LabelledPlay(
-            [Task(env.spec, knows(), Hidden, "seen", 1.0)], [env], [student], counters,
+            [Task(env.spec, knows(), 1.0)], [env], [student], counters,
             replay_capacity=300, seed=5, bfloat16=False,
         )  # fmt: skip
         play.reset()

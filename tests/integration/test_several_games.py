@@ -187,7 +187,7 @@ def made_play(seed=5, weights=(1.0, 1.0), students=()):
     envs = [make_env("CartPole-v1", 3, training=False), make_env("FdWalk5-v0", 3, training=False)]
     teachers = [fd.load_teacher(Names(g, env.spec.num_actions), env) for g, env in enumerate(envs)]
     tasks = [
-        Task(env.spec, teacher, env.spec.name, None, 0.5, weight)
+        Task(env.spec, teacher, 0.5, weight)
         for env, teacher, weight in zip(envs, teachers, weights, strict=True)
     ]
     counters = Counters()
