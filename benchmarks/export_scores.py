@@ -74,6 +74,7 @@ class Seen:
         self._parts: list[Tensor] = []
 
     def __call__(self, obs: Tensor) -> Tensor:
+        """Its values."""
         if sum(map(len, self._parts)) < FRAMES:
             self._parts.append(obs.clone())
         return self._policy(obs)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Teachers and environments from elsewhere: MinAtar, MiniGrid, LunarLander, FrozenLake; SB3's four.
+"""Teachers and environments from elsewhere: MinAtar, MiniGrid, LunarLander, FrozenLake.
 
 Each case has a teacher that is trained, planned or written down in minutes, and a student of it.
 Results go to benchmarks/results/foreign_envs.json, case by case, and the table of
 docs/your_teacher.md is written from there, between its markers.
 
-    pip install minatar minigrid 'gymnasium[box2d]' stable-baselines3 sb3-contrib
-    python benchmarks/foreign_envs.py                  # every case; one thread, 20 minutes
+    pip install minatar minigrid 'gymnasium[box2d]'
+    python benchmarks/foreign_envs.py                  # every case; one thread, 6 minutes
     python benchmarks/foreign_envs.py frozen_lake      # one of them
     python benchmarks/foreign_envs.py --render
 """
@@ -180,41 +180,11 @@ def pqn_cartpole(run_dir: Path) -> dict[str, Any]:
     return {"game": "CartPole-v1", "steps": result.step, "teacher": teacher}
 
 
-def _of_sb3(algorithm: str, steps: int, **options: Any) -> Callable[[Path], dict[str, Any]]:
-    def case(run_dir: Path) -> dict[str, Any]:
-        import sb3_contrib
-        import stable_baselines3
-
-        torch.manual_seed(3)
-        kind = getattr(sb3_contrib if algorithm == "QRDQN" else stable_baselines3, algorithm)
-        model = kind("MlpPolicy", "CartPole-v1", seed=3, device="cpu", **options)
-        model.learn(steps).save(run_dir / "model.zip")
-        return distilled(run_dir, f"sb3:{run_dir / 'model.zip'}", "CartPole-v1", student="100%",
-                         total_updates=2_000, temperature="auto")  # fmt: skip
-
-    case.__doc__ = f"Stable-Baselines3's {algorithm}, {steps:,} steps."
-    return case
-
-
-# As rl-baselines3-zoo tunes them for CartPole.
-_DQN = {
-    "learning_rate": 2.3e-3, "batch_size": 64, "learning_starts": 1_000, "gamma": 0.99,
-    "target_update_interval": 10, "train_freq": 256, "gradient_steps": 128,
-    "exploration_fraction": 0.16, "exploration_final_eps": 0.04,
-    "policy_kwargs": {"net_arch": [64, 64]},
-}  # fmt: skip
-
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "frozen_lake": frozen_lake,
     "minigrid": minigrid,
     "lunar_lander": lunar_lander,
     "minatar_breakout": minatar_breakout,
-    "sb3_ppo": _of_sb3("PPO", 20_000, n_steps=512),
-    "sb3_a2c": _of_sb3("A2C", 20_000, n_steps=16, gae_lambda=0.95),
-    "sb3_dqn": _of_sb3("DQN", 30_000, **_DQN),
-    "sb3_qrdqn": _of_sb3(
-        "QRDQN", 30_000, **{**_DQN, "policy_kwargs": {"net_arch": [64, 64], "n_quantiles": 10}}
-    ),
     "pqn_cartpole": pqn_cartpole,
 }
 

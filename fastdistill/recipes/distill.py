@@ -11,6 +11,7 @@ Source: Rusu et al. 2015, Policy Distillation; what differs is in docs/deviation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +20,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdistill.envs import EnvFault, EnvSpec, LaneEnv
+from fastdistill.networks import num_parameters
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.judging import Judges, evaluate
 from fastdistill.recipes.tasks import Given, open_tasks
 from fastdistill.report import try_report
 from fastdistill.training.labelled_play import LabelledPlay
-from fastdistill.training.learners.student import OWN, OwnStudent, make_students
+from fastdistill.training.learners.student import OWN, OwnStudent, Student, make_students
 from fastdistill.training.optimizing import linear
 from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
 from fastdistill.training.publishing import load_student
-from fastdistill.training.run import Run, Stop
+from fastdistill.training.run import Run, Stop, say
 from fastdistill.training.state import select, under
 from fastdistill.training.students import Students
 from fastdistill.training.task import Task
@@ -155,6 +157,7 @@ class _Parts:
             device=tasks[0].teacher.device,
             own=own,
         )
+        _say_sizes(learners, tasks)
         self.students = Students(
             learners,
             tasks,
@@ -249,3 +252,15 @@ class _Parts:
             self.score()
         self.checkpoint()
         return evaluate(self.config, self.run, self.tasks, self.students, self.judges, self.own)
+
+
+def _say_sizes(students: Sequence[Student], tasks: Sequence[Task]) -> None:
+    """A size is a share of the paper's network; here, what it is of this teacher."""
+    whole = num_parameters(tasks[0].teacher.module)
+    if len(tasks) > 1 or not whole:
+        return
+    for size, student in {student.size: student for student in students}.items():
+        number = num_parameters(student.network)
+        percent = 100 * number / whole
+        digits = 0 if percent >= 10 else 1
+        say(f"student {size}: {number:,} parameters, {percent:,.{digits}f}% of the teacher's")

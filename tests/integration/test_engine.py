@@ -306,7 +306,8 @@ def test_a_finished_distillation_writes_its_report(tmp_path):
 
 def test_the_default_temperature_is_said(tmp_path, capsys):
     cartpole(tmp_path / "run", total_updates=2)
-    assert "temperature 0.01, the default for q_values" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "temperature 0.01, the default for q_values" in said
     policy = fd.load_teacher(Balancer(), "CartPole-v1", kind="logits")
     fd.distill(policy, "CartPole-v1", run_dir=tmp_path / "logits", **{**SMALL, "total_updates": 2})
     assert "temperature 1.0, the default for logits" in capsys.readouterr().err
