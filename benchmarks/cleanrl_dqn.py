@@ -32,7 +32,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastdistill.envs import make_atari
-from fastdistill.recipes.dqn import DqnConfig, train
+from fastdistill.recipes.dqn import train
+from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.training.metrics import read_jsonl
 
 BATCH, TRAIN_EVERY, WARM_UP = 32, 4, 1000

@@ -37,6 +37,8 @@ from fastdistill.recipes import dqn as dqn_recipe
 from fastdistill.recipes import online as online_recipe
 from fastdistill.recipes import pqn as pqn_recipe
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.dqn_config import DqnConfig
+from fastdistill.recipes.quickstart import quickstart_config, set_aside
 from fastdistill.recipes.teaching import TeacherResult
 from fastdistill.report import write_report
 from fastdistill.teachers import load_teacher, recorded_game
@@ -126,7 +128,7 @@ def teacher_pqn(config: pqn_recipe.PqnConfig, resume: bool = False) -> int:
         return _report_teacher(config.run_dir, pqn_recipe.train(config, resume=resume, stop=stop))
 
 
-def teacher_dqn(config: dqn_recipe.DqnConfig, resume: bool = False) -> int:
+def teacher_dqn(config: DqnConfig, resume: bool = False) -> int:
     """Train a teacher by Double DQN with prioritized replay: the paper's, brought up to date.
 
     Args:
@@ -159,17 +161,19 @@ def online(config: online_recipe.OnlineConfig, resume: bool = False) -> int:
         return _report_students(online_recipe.train(config, resume=resume, stop=stop))
 
 
-def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:
+def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1, games: str = "pong") -> int:
     """Distill the shipped Pong teacher into a student of 7% of its size, in minutes on two cores.
 
     Leaves student.json with its weights, evaluation.json and report.html. An unfinished quickstart
-    is continued, a finished one is kept under another name.
+    is continued, a finished one is kept under another name. With --games pong,freeway,breakout
+    one network learns several games, in at most 10 minutes.
 
     Args:
         run_dir: Where everything is written.
         seed: Of everything.
+        games: One or several that have a shipped teacher, with commas between.
     """
-    config = DistillConfig(run_dir=run_dir, seed=seed)
+    config = quickstart_config(run_dir, seed, games)
     is_run = (run_dir / "config.json").exists()
     resume = is_run and not (run_dir / "evaluation.json").exists()
     if run_dir.exists() and not is_run and any(run_dir.iterdir()):
@@ -178,15 +182,8 @@ def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1) -> int:
             "holds something else"
         )
     if is_run and not resume:
-        print(f"the quickstart in {run_dir} is kept as {_set_aside(run_dir)}")
+        print(f"the quickstart in {run_dir} is kept as {set_aside(run_dir)}")
     return distill(config, resume=resume)
-
-
-def _set_aside(run_dir: Path) -> Path:
-    number = 1
-    while (kept := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
-        number += 1
-    return run_dir.rename(kept)
 
 
 def _report_students(result: distill_recipe.DistillResult) -> int:
@@ -225,13 +222,14 @@ def _print_over_games(entry: dict[str, Any]) -> None:
     print(line)
 
 
-def report(run_dir: Path, /) -> None:
-    """Write the report of a finished distillation anew.
+def report(run_dir: Path, /, beside: tuple[Path, ...] = ()) -> None:
+    """Write the report of a finished distillation anew, also beside other runs.
 
     Args:
         run_dir: Of the distillation.
+        beside: Run directories to compare with: students of single games, joint DQN.
     """
-    print(write_report(run_dir))
+    print(write_report(run_dir, beside))
 
 
 def export(

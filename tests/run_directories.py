@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastdistill.evaluation.compare import together
 from fastdistill.evaluation.statistics import bootstrap_interval, summarize
 
 RANDOM_SCORE = -20.7
@@ -84,6 +85,72 @@ def made_up_run(
     (run_dir / "config.json").write_text(
         json.dumps({"recipe": "distill", "config": config, "versions": versions})
     )
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_evaluation(run_dir, evaluation)
+    return evaluation
+
+
+# Game -> random play, the teacher's mean, its standard deviation.
+GAMES = {"pong": (-20.7, 16.3, 2.5), "freeway": (0.0, 31.0, 1.2), "qbert": (163.9, 2300.0, 900.0)}
+
+
+def made_up_games_run(
+    run_dir: Path,
+    games: Sequence[str] = tuple(GAMES),
+    *,
+    levels: dict[str, float] | None = None,
+    size: str = "multi",
+    seeds: int = 2,
+    episodes: int = 20,
+    recipe: str = "distill",
+    training_seconds: float = 3000.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A run of one or several games; of another recipe than distill its teacher is the network.
+
+    Args:
+        levels: Loss -> share of the teachers' level.
+    """
+    rng = np.random.default_rng(seed)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    levels = {"kl": 1.0} if levels is None else levels
+    lines = [
+        {"step": 2400 * n, "time/training_seconds": training_seconds * n / 8} for n in range(1, 9)
+    ]
+    records = []
+    for game in games:
+        random, teacher, deviation = GAMES[game]
+        own = np.random.default_rng(99).normal(teacher, deviation, episodes)  # the same in all runs
+        students = []
+        for kind, level in levels.items() if recipe == "distill" else ():
+            for k in range(seeds):
+                name = f"{kind}_{size.rstrip('%')}_seed{k + 1}"
+                facts = {"kind": kind, "size": size, "seed": k + 1}
+                if len(games) > 1:
+                    facts["parameters_of_all_games"] = 1_882_668
+                mean = random + level * (teacher - random)
+                scores = rng.normal(mean, deviation, episodes)
+                students.append(player(name, scores, 1_687_206, 9_345_024, **facts))
+                students[-1]["percent_of_teacher"] = {"value": 100.0, "low": 95.0, "high": 105.0}
+                for n, line in enumerate(lines, start=1):
+                    done, suffix = 1 - np.exp(-0.7 * n), f"/{game}" if len(games) > 1 else ""
+                    line[f"students/{name}/score{suffix}"] = random + done * (mean - random)
+                    line[f"students/{name}/share"] = 100 * level * done
+        if not students:
+            own = rng.normal(random + 0.6 * (teacher - random), deviation, episodes)
+        records.append(
+            {
+                "game": game, "preset": "classic", "epsilon": 0.05, "seed": 1,
+                "episodes": episodes, "random_score": random, "machine": {"cpu": "imagined"},
+                "teacher": player("teacher", own, 1_687_206, 9_345_024), "students": students,
+            }
+        )  # fmt: skip
+    evaluation = together(records) | {
+        "training_seconds": training_seconds, "updates": 6000, "commands": ["fastdistill distill"],
+    }  # fmt: skip
+    teachers = ",".join(f"zoo:{game}" for game in games)
+    config = {"teacher": teachers} if recipe == "distill" else {"size": size}
+    (run_dir / "config.json").write_text(json.dumps({"recipe": recipe, "config": config}))
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_evaluation(run_dir, evaluation)
     return evaluation

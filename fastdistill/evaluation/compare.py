@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from fastdistill.evaluation.statistics import (
     HUMAN_SCORES,
     Interval,
     bootstrap_interval,
+    over_games,
     summarize,
 )
 from fastdistill.networks import num_parameters
@@ -128,11 +129,7 @@ def together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``games``, the records as they are; and ``students``, those that played all of them, with
-        ``percent_of_teacher``, the mean over games of their shares of the teacher's score above
-        random play, ``least_percent``, the smallest, and ``geometric_mean_percent``, the paper's
-        measure: the geometric mean over games of student over teacher, raw scores. None where a
-        teacher is not clearly better than random play, or for the last one where a mean score is
-        not above 0.
+        what ``OverGames`` says of them, the mean share as ``percent_of_teacher``.
     """
     if len(records) == 1:
         return records[0]
@@ -141,59 +138,23 @@ def together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name, first in by_name[0].items():
         if not all(name in entries for entries in by_name):
             continue
-        entries = [entries[name] for entries in by_name]
-        shares = [entry["percent_of_teacher"] for entry in entries]
-        known = None not in shares
-        scores = [entry["summary"]["mean"]["value"] for entry in entries]
-        scores += [record["teacher"]["summary"]["mean"]["value"] for record in records]
+        found = asdict(
+            over_games(
+                [[entries[name]["returns"]] for entries in by_name],
+                [record["teacher"]["returns"] for record in records],
+                [record["random_score"] for record in records],
+            )
+        )
         facts = ("name", "kind", "size", "seed", "diverged_updates", "parameters_of_all_games")
         students.append(
             {
                 **{key: first[key] for key in facts if key in first},
-                "percent_of_teacher": _over_games(entries, records, _mean_share) if known else None,
-                "least_percent": min(share["value"] for share in shares) if known else None,
-                "geometric_mean_percent": (
-                    _over_games(entries, records, _geometric_mean) if min(scores) > 0 else None
-                ),
+                "percent_of_teacher": found["percent"],
+                "least_percent": found["least_percent"],
+                "geometric_mean_percent": found["geometric_mean_percent"],
             }
         )
     return {"games": list(records), "students": students, "machine": records[0]["machine"]}
-
-
-# Of students, of teachers (resampled means, [resamples, games]) and of random play ([games]).
-_OverGames = Callable[
-    [NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]
-]
-
-
-def _mean_share(
-    student: NDArray[np.float64], teacher: NDArray[np.float64], random: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    return np.asarray(100 * ((student - random) / (teacher - random)).mean(axis=1))
-
-
-def _geometric_mean(
-    student: NDArray[np.float64], teacher: NDArray[np.float64], random: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    # A resample whose mean is 0 or below counts as next to nothing.
-    ratios = np.maximum(student, 1e-12) / np.maximum(teacher, 1e-12)
-    return np.asarray(100 * np.exp(np.log(ratios).mean(axis=1)))
-
-
-def _over_games(
-    students: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], statistic: _OverGames
-) -> dict[str, float]:
-    """A statistic over games with its interval: each game's episodes are resampled, both sides."""
-    groups = [entry["returns"] for entry in students]
-    groups += [record["teacher"]["returns"] for record in records]
-    ends = np.cumsum([len(group) for group in groups])[:-1]
-    random = np.array([record["random_score"] for record in records])
-
-    def of_scores(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        means = np.stack([part.mean(axis=1) for part in np.split(scores, ends, axis=1)], axis=1)
-        return statistic(means[:, : len(records)], means[:, len(records) :], random)
-
-    return asdict(bootstrap_interval(groups, of_scores))
 
 
 def _entry(player: Player, played: Evaluation, spec: EnvSpec) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fastdistill import streams
 from fastdistill.envs import PRESETS, Policy, make_atari_screen, make_env
 from fastdistill.evaluation.play import EpsilonGreedy
+from fastdistill.networks import QNetwork
 
 
 def record_comparison_gif(
@@ -60,18 +61,70 @@ def record_comparison_gif(
         label: _record_screens(policy, game, preset, epsilon, seed, pictures, device)
         for label, policy in policies.items()
     }
-    path = Path(path)
+    _save_within(games, Path(path), max_bytes)
+    return {label: scores[-1] for label, (_, scores) in games.items()}
+
+
+def record_games_gif(
+    network: QNetwork,
+    games: Sequence[str],
+    path: str | Path,
+    *,
+    preset: str = "classic",
+    epsilon: float | None = None,
+    seed: int = 1,
+    max_seconds: float = 20.0,
+    max_bytes: int = 1_500_000,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Play several games with one network and save their screens side by side as a GIF.
+
+    See ``record_comparison_gif``. More than five games stand in two rows.
+
+    Args:
+        network: With a head for each of the games.
+        games: Atari games, at least one.
+        path: See there.
+        preset: See there.
+        epsilon: See there.
+        seed: See there.
+        max_seconds: See there.
+        max_bytes: See there.
+        device: See there.
+
+    Returns:
+        Game -> return of what was recorded.
+    """
+    if not games:
+        raise ValueError("record_games_gif: games must name at least 1 game, got none")
+    if not max_seconds > 0:
+        raise ValueError(f"record_games_gif: max_seconds must be above 0, got {max_seconds}")
+    _pillow()
+    epsilon = PRESETS[preset].evaluation_epsilon if epsilon is None else epsilon
+    pictures = max(1, round(max_seconds * _GIF_RATE))
+    played = {
+        game: _record_screens(
+            network.for_task(game) if network.games else network,
+            game, preset, epsilon, seed, pictures, device,
+        )
+        for game in games
+    }  # fmt: skip
+    labels = {game.replace("_", " "): played[game] for game in games}
+    _save_within(labels, Path(path), max_bytes)
+    return {game: scores[-1] for game, (_, scores) in played.items()}
+
+
+def _save_within(games: Mapping[str, _Recording], path: Path, max_bytes: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for every in range(1, _GIF_RATE // 2 + 1):
         _save_gif(games, every, path)
         if path.stat().st_size <= max_bytes:
             break
-    return {label: scores[-1] for label, (_, scores) in games.items()}
 
 
 # Pictures per second: the emulator's 60 frames with a frame skip of 4.
 _GIF_RATE = 15
-# Pixels: the strip above each screen and the gap between the (doubled) screens.
+# Pixels: the strip above each doubled screen, and the gap between screens.
 _GIF_STRIP, _GIF_GAP = 40, 8
 # The palette begins with the strips' greys, from their ground to the letters.
 _GIF_GREYS = np.linspace((24, 24, 27), (240, 240, 240), 8).astype(np.uint8)
@@ -124,17 +177,27 @@ def _save_gif(games: Mapping[str, _Recording], every: int, path: Path) -> None:
     codes, palette = _screen_palette([games[label][0][t] for label in games for t in shown[label]])
     colours = np.concatenate([_GIF_GREYS, palette]).tobytes()
 
+    across = len(games) if len(games) <= 5 else -(-len(games) // 2)
+    scale = 2 if across <= 3 else 1
+    height = max(len(screens[0]) for screens, _ in games.values())
+
+    def column(label: str, number: int) -> NDArray[np.uint8]:
+        screens, scores = games[label]
+        time = shown[label][number]
+        screen = len(_GIF_GREYS) + codes[_pack(screens[time])]
+        screen = screen.astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
+        below = np.zeros((scale * (height - len(screens[0])), screen.shape[1]), np.uint8)
+        strip = _gif_strip(label, scores[time], screen.shape[1], scale)
+        return np.concatenate([strip, screen, below])
+
     def picture(number: int) -> Any:
-        columns: list[NDArray[np.uint8]] = []
-        for label, (screens, scores) in games.items():
-            time = shown[label][number]
-            screen = len(_GIF_GREYS) + codes[_pack(screens[time])]
-            screen = screen.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
-            strip = _gif_strip(label, scores[time], screen.shape[1])
-            column = np.concatenate([strip, screen])
-            gap = np.zeros((len(column), _GIF_GAP if columns else 0), np.uint8)
-            columns += [gap, column]
-        result = image.fromarray(np.concatenate(columns, axis=1))
+        columns = [column(label, number) for label in games]
+        columns += [np.zeros_like(columns[0])] * (-len(columns) % across)
+        rows = [
+            np.concatenate(_with_gaps(columns[start : start + across], axis=1), axis=1)
+            for start in range(0, len(columns), across)
+        ]
+        result = image.fromarray(np.concatenate(_with_gaps(rows, axis=0)))
         result.putpalette(colours)
         return result
 
@@ -150,17 +213,25 @@ def _save_gif(games: Mapping[str, _Recording], every: int, path: Path) -> None:
     )
 
 
-def _gif_strip(label: str, score: float, width: int) -> NDArray[np.uint8]:
-    """Label at the left, score at the right, as indices of grey ``[_GIF_STRIP, width]``."""
+def _with_gaps(parts: list[NDArray[np.uint8]], axis: int) -> list[NDArray[np.uint8]]:
+    shape = list(parts[0].shape)
+    shape[axis] = _GIF_GAP
+    gap = np.zeros(shape, np.uint8)
+    return [piece for part in parts for piece in (gap, part)][1:]
+
+
+def _gif_strip(label: str, score: float, width: int, scale: int) -> NDArray[np.uint8]:
+    """Label at the left, score at the right, as indices of grey, as wide as a screen."""
     image, draw, font = _pillow()
-    strip = image.new("L", (width, _GIF_STRIP))
-    pen, face = draw.Draw(strip), font.load_default(20)
+    height, margin = _GIF_STRIP * scale // 2, 5 * scale
+    strip = image.new("L", (width, height))
+    pen, face = draw.Draw(strip), font.load_default(20 if scale == 2 else 13)
     count = f"{score:g}"
-    right = width - 10 - pen.textlength(count, face)
-    while label and 10 + pen.textlength(label, face) > right - 10:
+    right = width - margin - pen.textlength(count, face)
+    while label and margin + pen.textlength(label, face) > right - margin:
         label = label[:-1]
-    pen.text((10, _GIF_STRIP // 2), label, 255, face, anchor="lm")
-    pen.text((right, _GIF_STRIP // 2), count, 255, face, anchor="lm")
+    pen.text((margin, height // 2), label, 255, face, anchor="lm")
+    pen.text((right, height // 2), count, 255, face, anchor="lm")
     return np.asarray(strip) // (256 // len(_GIF_GREYS))
 
 

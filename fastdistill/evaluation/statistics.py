@@ -78,7 +78,11 @@ def bootstrap_interval(
 
 
 def resampled_means(
-    returns: Sequence[Sequence[float]], *, resamples: int = 10_000
+    returns: Sequence[Sequence[float]],
+    *,
+    resamples: int = 10_000,
+    rng: np.random.Generator | None = None,
+    chosen: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """Bootstrap means over seeds, ``[resamples]``: seeds are resampled, then their episodes.
 
@@ -88,9 +92,12 @@ def resampled_means(
     Args:
         returns: Scores of each seed's episodes; seeds weigh the same however many they have.
         resamples: Number of resamples.
+        rng: Of the resampling; by default the same at each call.
+        chosen: ``[resamples, seeds]``, the seeds of each resample; drawn by default.
     """
-    rng = np.random.default_rng(0)
-    chosen = rng.integers(len(returns), size=(resamples, len(returns)))
+    rng = np.random.default_rng(0) if rng is None else rng
+    if chosen is None:
+        chosen = rng.integers(len(returns), size=(resamples, len(returns)))
     means = np.empty(chosen.shape)
     for seed, scores in enumerate(returns):
         places = chosen == seed
@@ -123,6 +130,71 @@ def seeds_percent(
     low, high = np.quantile(100 * (means - random_score) / levels, [0.025, 0.975])
     value = 100 * (_mean_over_seeds(returns) - random_score) / level
     return Interval(float(value), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class OverGames:
+    """How well several games are played together.
+
+    Attributes:
+        percent: Mean over games of the share of the teacher's score above random play; None where
+            a teacher is not clearly better than random play.
+        least_percent: The smallest of those shares, likewise.
+        geometric_mean_percent: The paper's measure, the geometric mean over games of student over
+            teacher, raw scores; None where a mean score is not above 0.
+    """
+
+    percent: Interval | None
+    least_percent: float | None
+    geometric_mean_percent: Interval | None
+
+
+def over_games(
+    returns: Sequence[Sequence[Sequence[float]]],
+    teachers: Sequence[Sequence[float]],
+    random_scores: Sequence[float],
+    *,
+    one_network: bool = True,
+) -> OverGames:
+    """Scores of several games as one, with 95% intervals: seeds and episodes are resampled.
+
+    Args:
+        returns: Of each game, of each seed, of each episode.
+        teachers: Of each game the scores of its teacher's episodes, resampled, too.
+        random_scores: Of each game, taken as known.
+        one_network: A seed is one network that plays all the games, so that a resample has the same
+            seeds in all of them; otherwise each game's seeds are networks of their own.
+    """
+    rng, means, chosen = np.random.default_rng(0), [], None
+    for game in returns:
+        if chosen is None or not one_network:
+            chosen = rng.integers(len(game), size=(10_000, len(game)))
+        means.append(resampled_means(game, rng=rng, chosen=chosen))
+    levels = [resampled_means([scores], rng=rng) for scores in teachers]
+    random = np.array(random_scores, np.float64)
+    # The last row is the scores themselves, not resampled.
+    student = np.column_stack([*means]), [[_mean_over_seeds(game) for game in returns]]
+    teacher = np.column_stack([*levels]), [[float(np.mean(scores)) for scores in teachers]]
+    ours, theirs = np.concatenate(student), np.concatenate(teacher)
+    percent = least = geometric = None
+    if all(
+        bootstrap_interval([scores]).low > level
+        for scores, level in zip(teachers, random, strict=True)
+    ):
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may be at random play
+            shares = 100 * (ours - random) / (theirs - random)
+        percent, least = _percentiles(shares.mean(axis=1)), float(shares[-1].min())
+    if min(ours[-1].min(), theirs[-1].min()) > 0:
+        # A resample whose mean is 0 or below counts as next to nothing.
+        ratios = np.maximum(ours, 1e-12) / np.maximum(theirs, 1e-12)
+        geometric = _percentiles(100 * np.exp(np.log(ratios).mean(axis=1)))
+    return OverGames(percent, least, geometric)
+
+
+def _percentiles(values: NDArray[np.float64]) -> Interval:
+    """Of resamples, the last of which is the statistic itself."""
+    low, high = np.quantile(values[:-1], [0.025, 0.975])
+    return Interval(float(values[-1]), float(low), float(high))
 
 
 def _mean_over_seeds(returns: Sequence[Sequence[float]]) -> float:

@@ -37,8 +37,8 @@ class DistillConfig:
     run_dir: Path = Path("runs/distill")
     """Where everything is written."""
     teacher: str = "zoo:pong"
-    """A checkpoint's path, or zoo:NAME; several games' with commas between. A+B is the mean policy
-    of two teachers of one game."""
+    """A checkpoint's path, or zoo:NAME; several games' with commas between. Of teachers of one game
+    A+B is the mean policy, A|B one of them drawn for each state."""
     game: str | None = None
     """Atari game or gymnasium id; the teacher's own by default. One for each teacher."""
     teacher_view: str | None = None

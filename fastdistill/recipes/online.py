@@ -22,7 +22,8 @@ from torch import Tensor
 from fastdistill.envs import LaneEnv, make_env
 from fastdistill.networks import SIZES, size_name
 from fastdistill.recipes.distill import DistillResult
-from fastdistill.recipes.dqn import DqnConfig, DqnTeaching
+from fastdistill.recipes.dqn_config import DqnOptions
+from fastdistill.recipes.dqn_teaching import DqnTeaching
 from fastdistill.recipes.judging import Judges
 from fastdistill.recipes.options import at_least, names, one_of, positive, temperature_option
 from fastdistill.recipes.teaching import finish, teach
@@ -38,7 +39,7 @@ from fastdistill.training.students import Students
 
 
 @dataclass(frozen=True)
-class OnlineConfig(DqnConfig):
+class OnlineConfig(DqnOptions):
     """A DQN and the students that follow it; defaults are for Pong on two CPU cores."""
 
     COMMAND: ClassVar[str] = "online"
@@ -194,11 +195,12 @@ class _Parts(DqnTeaching):
 
     def judge(self, *, stopped: bool) -> bool:
         """Score the students; keep the network if it is the best so far, which they then follow."""
-        if stopped:
+        if stopped:  # nothing that a run which goes on would not have done
             self.students.save_unscored()
-        elif self.students.updates:
+            return super().judge(stopped=True)
+        if self.students.updates:
             self.run.write(self.students.score(self.judges.games))
-        won = super().judge(stopped=stopped)
+        won = super().judge(stopped=False)
         if won and self.options.follow == "best":
             self.followed.publish(self.learner.network)
         if won or self.options.follow == "latest":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import nn
 
 from fastdistill.envs import LaneEnv, make_env
 from fastdistill.evaluation import Evaluation, evaluate_env
@@ -18,6 +19,7 @@ from fastdistill.evaluation.statistics import HUMAN_SCORES
 from fastdistill.networks import QNetwork, load_network, save_network
 from fastdistill.recipes.options import at_least, names, positive, share
 from fastdistill.training.configuration import check_types, command_line
+from fastdistill.training.guide import Guide
 from fastdistill.training.process import default_bfloat16
 from fastdistill.training.publishing import games_card
 from fastdistill.training.run import Run
@@ -134,13 +136,14 @@ class Teaching(Protocol):
 def teach(config: TeachingConfig, run: Run[Any], parts: Teaching) -> None:
     """The loop of every teacher recipe, to its end or to where it was told to stop."""
     parts.begin()
-    while not (run.finished or run.stopping):
+    stopping = False
+    while not (run.finished or stopping):
         parts.step()
         if run.due("log"):
             parts.log()
         run.finished = run.at.step >= config.total_steps or run.at.reached(config.stop_at_return)
-        due = run.due("checkpoint")
-        if run.finished or run.stopping or due:
+        due, stopping = run.due("checkpoint"), run.stopping  # asked once: it can come at any moment
+        if run.finished or stopping or due:
             # Where it would have been judged anyway it is judged, stopped or not.
             parts.judge(stopped=not (run.finished or due))
             parts.checkpoint()
@@ -176,7 +179,7 @@ def save_best(
         return False
     if config.score_episodes and not stopped:
         rounds: list[list[Evaluation]] = []
-        with _games(config, config.score_episodes) as games:
+        with judging_games(config, config.score_episodes) as games:
 
             def play(episodes: int, seed: int) -> float:
                 rounds.append(_play(config, network, games, episodes, seed))
@@ -229,6 +232,7 @@ def finish(
     run: Run[Any],
     device: torch.device,
     students: Callable[[int], Iterable[Player]] = lambda _: (),
+    guide: Guide | None = None,
 ) -> TeacherResult:
     """Evaluate the teacher of a finished run; its score goes into its card, too.
 
@@ -237,16 +241,16 @@ def finish(
         run: At its end, or where it was told to stop.
         device: Where they play.
         students: Those of each game, by its place, who play the same episodes.
+        guide: Of the one game; the record then has it as the teacher, and the network beside it.
     """
     record: dict[str, Any] = {}
     if run.finished and config.evaluation_episodes:
         network, card = load_network(run.directory / "teacher")
         network = network.to(device)
-        with _games(config, config.evaluation_episodes) as games:
+        with judging_games(config, config.evaluation_episodes) as games:
             records = [
                 compare(
-                    Player("teacher", player, player, {}),
-                    students(place),
+                    *_sides(player, students(place), guide),
                     env,
                     episodes=config.evaluation_episodes,
                     seed=config.seed,
@@ -265,10 +269,10 @@ def finish(
         }
         kept = {key: value for key, value in card.items() if key not in ("format", "weights")}
         for own, played in zip(kept.get("games", [kept]), records, strict=True):
-            own["scores"] = [_score(played)]
+            own["scores"] = [_score(played, played["students"][0] if guide else played["teacher"])]
         save_network(run.directory / "teacher", network, kept)
         if len(records) == 1:  # returns of several games have no common scale
-            summary = record["teacher"]["summary"]
+            summary = (record["students"][0] if guide else record["teacher"])["summary"]
             run.write(
                 {
                     "eval/return_mean": summary["mean"]["value"],
@@ -280,10 +284,24 @@ def finish(
     return TeacherResult(not run.finished, run.at.step, run.at.recent_return, record)
 
 
-def _score(record: dict[str, Any]) -> dict[str, Any]:
-    """What a teacher's card says of an evaluation."""
+def _sides(
+    network: nn.Module, students: Iterable[Player], guide: Guide | None
+) -> tuple[Player, Iterable[Player]]:
+    """Who is measured by whom."""
+    if guide is None:
+        return Player("teacher", network, network, {}), students
+    teacher = guide.teacher
+    facts = {"kind": "guided", "size": "", "seed": 0}
+    return (
+        Player("teacher", teacher, teacher.module, {}),
+        [Player("guided", network, network, facts)],
+    )
+
+
+def _score(record: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of an evaluation."""
     score = {key: record[key] for key in ("preset", "epsilon", "seed", "settings", "versions")}
-    return score | {key: record["teacher"][key] for key in ("returns", "lengths_steps", "summary")}
+    return score | {key: entry[key] for key in ("returns", "lengths_steps", "summary")}
 
 
 def _level(games: Sequence[LaneEnv], scores: Sequence[float]) -> float:
@@ -296,7 +314,8 @@ def _level(games: Sequence[LaneEnv], scores: Sequence[float]) -> float:
 
 
 @contextmanager
-def _games(config: TeachingConfig, num_lanes: int) -> Iterator[list[LaneEnv]]:
+def judging_games(config: TeachingConfig, num_lanes: int) -> Iterator[list[LaneEnv]]:
+    """An environment for full games of each game, at most ten lanes, closed at the end."""
     with ExitStack() as opened:
         yield [
             opened.enter_context(

@@ -1,58 +1,33 @@
 # SPDX-License-Identifier: MIT
-"""The report's figures, drawn once with matplotlib: as SVG for the page and as PNG.
-
-In the SVG every colour becomes a variable of the page's style sheet (so figures follow its dark
-mode) and text stays text. Wide and narrow forms are drawn, the page shows the one that fits. The
-only module that imports matplotlib.
-"""
+"""The report's figures of one game: score, episodes, learning."""
 
 from __future__ import annotations
 
-import io
-import re
-import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
-from html import escape
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastdistill.report.results import Curve, Results
+from fastdistill.report.drawing import (
+    DASHES,
+    GROUND,
+    MUTED,
+    SERIES,
+    TEACHER,
+    WIDE,
+    Drawing,
+    LineStyle,
+    Plan,
+    line,
+    render,
+    style_axes,
+)
+from fastdistill.report.results import Player, Results
 from fastdistill.report.words import TimeUnit, episodes_title, learning_title, number, score_title
 
-# Okabe and Ito's colours, distinguishable by the colour-blind; reordered, yellow darkened.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0529b", "#3d9fd6", "#b58900")
-INK, MUTED, GRID, TEACHER, GROUND = "#18181b", "#63636b", "#e4e4e7", "#52525b", "#ffffff"
-VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--line",
-    TEACHER: "--teacher",
-    GROUND: "--ground",
-    **{colour: f"--series{index}" for index, colour in enumerate(SERIES)},
-}
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
-WIDE, NARROW = 780, 360  # pixels
 MAX_FINALS = 4  # more final scores and bands than these would cover one another
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as the page embeds it: its finding, and SVG in two widths."""
-
-    title: str
-    wide: str
-    narrow: str
-
-
-@dataclass(frozen=True)
-class LineStyle:
-    """How a student's lines look: index into ``SERIES`` and a dash pattern in points."""
-
-    series: int
-    dashes: tuple[float, ...]
 
 
 def line_styles(results: Results) -> dict[str, LineStyle]:
@@ -89,10 +64,11 @@ def draw_all(results: Results, folder: Path) -> dict[str, Drawing]:
     for name, (has_data, title, draw) in plans.items():
         (folder / f"{name}.png").unlink(missing_ok=True)  # an earlier report's
         if has_data:
-            drawings[name] = Drawing(
-                title, *(_svg(draw, results, width, title, name) for width in (WIDE, NARROW))
+            entries = len(results.students) if name != "episodes" else 0
+            plan = Plan(
+                name, title, partial(draw, results), partial(_height, name, results), entries
             )
-            _png(draw, results, title, folder / f"{name}.png")
+            drawings[name] = render(plan, folder)
     return drawings
 
 
@@ -100,12 +76,12 @@ def _draw_score(results: Results, figure: Any, width: int) -> None:
     """Mean score against training time, the teacher's level and random play."""
     lines = {p.label: p.curves["score"] for p in results.students if "score" in p.curves}
     unit = TimeUnit.fitting([curve.seconds for curve in lines.values()])
-    axes = _axes(figure.subplots(), "Mean score per episode, points")
+    axes = style_axes(figure.subplots(), "Mean score per episode, points")
     styles = line_styles(results)
     end = max(float(curve.seconds[-1]) for curve in lines.values()) / unit.seconds
-    _levels(results, axes)
+    draw_levels(results.teacher, results.random_score, axes)
     for label, curve in lines.items():
-        _line(axes, curve, styles[label], unit, label, mark=True, spread=len(lines) <= MAX_FINALS)
+        line(axes, curve, styles[label], unit, label, mark=True, spread=len(lines) <= MAX_FINALS)
     finals = [player for player in results.students if player.score]
     if len(finals) <= MAX_FINALS:
         for place, player in enumerate(finals, start=1):
@@ -128,8 +104,9 @@ def _draw_score(results: Results, figure: Any, width: int) -> None:
     axes.set_xlabel(f"training time, {unit.name}")
 
 
-def _levels(results: Results, axes: Any) -> None:
-    score, text = results.teacher.score, {"fontsize": 11.5, "va": "bottom"}
+def draw_levels(teacher: Player, random_score: float | None, axes: Any) -> None:
+    """The teacher's level with its interval, and random play's."""
+    score, text = teacher.score, {"fontsize": 11.5, "va": "bottom"}
     if score is not None:
         axes.axhspan(score.low, score.high, color=TEACHER, alpha=0.14, linewidth=0)
         axes.axhline(score.value, color=TEACHER, linewidth=1.4)
@@ -142,11 +119,11 @@ def _levels(results: Results, axes: Any) -> None:
             color=TEACHER,
             **text,
         )
-    if results.random_score is not None:
-        axes.axhline(results.random_score, color=MUTED, linewidth=1.2, dashes=(1.5, 2.5))
+    if random_score is not None:
+        axes.axhline(random_score, color=MUTED, linewidth=1.2, dashes=(1.5, 2.5))
         axes.annotate(
-            f"random play {number(results.random_score)}",
-            (0.99, results.random_score),
+            f"random play {number(random_score)}",
+            (0.99, random_score),
             (0, 2),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
@@ -175,12 +152,12 @@ def _draw_learning(results: Results, figure: Any, width: int) -> None:
     for axes, (measure, title) in zip(
         figure.subplots(*shape, squeeze=False).flat, panels.items(), strict=True
     ):
-        _axes(axes, title)
+        style_axes(axes, title)
         for player in results.students:
             if measure in player.curves:
                 scale = 100.0 if measure == "agreement" else 1.0
                 curve = player.curves[measure]
-                _line(axes, curve, styles[player.label], unit, player.label, scale=scale)
+                line(axes, curve, styles[player.label], unit, player.label, scale=scale)
         if not axes.lines:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
             axes.set_yticks([])
@@ -193,7 +170,7 @@ def _draw_learning(results: Results, figure: Any, width: int) -> None:
 
 def _draw_episodes(results: Results, figure: Any, width: int) -> None:
     """Every episode's score as a dot, a row for each player, the mean with its interval above."""
-    axes = _axes(figure.subplots(), "")
+    axes = style_axes(figure.subplots(), "")
     styles = line_styles(results)
     players = [p for p in (results.teacher, *results.students) if p.episodes]
     every = np.concatenate([player.episodes for player in players])
@@ -245,46 +222,6 @@ def _stacked(scores: Any, spacing: float) -> tuple[Any, Any]:
     return scores, heights
 
 
-def _line(
-    axes: Any,
-    curve: Curve,
-    style: LineStyle,
-    unit: TimeUnit,
-    label: str,
-    *,
-    scale: float = 1.0,
-    mark: bool = False,
-    spread: bool = False,
-) -> None:
-    time, colour = curve.seconds / unit.seconds, SERIES[style.series]
-    if spread and (curve.high > curve.low).any():
-        axes.fill_between(time, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(
-        time,
-        scale * curve.mean,
-        color=colour,
-        linewidth=1.8,
-        dashes=style.dashes or (None, None),
-        label=label,
-        marker="o" if mark or len(time) == 1 else "",
-        markersize=3.6,
-    )
-
-
-def _axes(axes: Any, title: str) -> Any:
-    axes.set_title(title, loc="left", fontsize=12, color=MUTED, pad=8)
-    axes.grid(axis="y", color=GRID, linewidth=0.9)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-    axes.tick_params(colors=MUTED, length=3, labelsize=11.5)
-    axes.tick_params(axis="y", length=0)
-    axes.xaxis.label.set(color=MUTED, fontsize=11.5)
-    axes.locator_params(axis="x", nbins=6)
-    return axes
-
-
 def _height(name: str, results: Results, width: int) -> int:
     if name == "episodes":
         rows = sum(bool(player.episodes) for player in (results.teacher, *results.students))
@@ -292,92 +229,3 @@ def _height(name: str, results: Results, width: int) -> int:
     if name == "score":
         return 340 if width >= WIDE else 300
     return 250 if width >= WIDE else 660
-
-
-def _new_figure(name: str, results: Results, width: int) -> Any:
-    from matplotlib.figure import Figure
-
-    size = (width / 72, _height(name, results, width) / 72)  # a point becomes a pixel
-    return Figure(figsize=size, dpi=72, layout="constrained", facecolor="none")
-
-
-def _rc(salt: str = "") -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "fastdistill.report needs matplotlib: pip install 'matplotlib>=3.8'"
-        ) from error
-    return matplotlib.rc_context(
-        {
-            **matplotlib.rcParamsDefault,
-            "svg.fonttype": "none",
-            "svg.hashsalt": salt,  # clip paths get ids of their own: both widths are in one page
-            "text.parse_math": False,
-            "axes.facecolor": "none",
-            "axes.unicode_minus": True,
-        }
-    )
-
-
-def _svg(
-    draw: Callable[[Results, Any, int], None],
-    results: Results,
-    width: int,
-    title: str,
-    name: str,
-) -> str:
-    with _rc(salt=f"{name}{width}"):
-        figure = _new_figure(name, results, width)
-        draw(results, figure, width)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _inline(buffer.getvalue(), title)
-
-
-def _inline(svg: str, title: str) -> str:
-    """The SVG file as an element of the page, without metadata and the names of other places."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib|Path|Line)[^"]*"', "", svg)
-    svg = svg.replace("xlink:href", "href")
-    box = re.search(r'viewBox="([^"]*)"', svg)
-    assert box is not None
-    svg = re.sub(
-        r"<svg[^>]*>",
-        f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(title)}">',
-        svg,
-        count=1,
-    )
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg
-
-
-def _png(
-    draw: Callable[[Results, Any, int], None], results: Results, title: str, path: Path
-) -> None:
-    with _rc():
-        figure = _new_figure(path.stem, results, WIDE)
-        lines = textwrap.wrap(title, 96)
-        entries = len(results.students) if path.stem != "episodes" else 0
-        legend_rows = -(-entries // 6) if entries > 1 else 0
-        figure.set_figheight(figure.get_figheight() + (30 + 20 * (len(lines) + legend_rows)) / 72)
-        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=14, color=INK)
-        draw(results, figure, WIDE)
-        if legend_rows:
-            handles = {
-                handle.get_label(): handle
-                for axes in figure.axes
-                for handle in axes.get_legend_handles_labels()[0]
-            }
-            figure.legend(
-                list(handles.values()),
-                list(handles),
-                loc="outside lower left",
-                ncols=6,
-                frameon=False,
-                fontsize=11.5,
-                labelcolor=INK,
-            )
-        figure.savefig(path, dpi=144, facecolor=GROUND)

@@ -17,7 +17,8 @@ from string import Template
 from typing import Any
 
 from fastdistill.evaluation.statistics import Interval
-from fastdistill.report.figures import MAX_FINALS, Drawing, LineStyle, line_styles
+from fastdistill.report.drawing import Drawing, LineStyle
+from fastdistill.report.figures import MAX_FINALS, line_styles
 from fastdistill.report.results import BATCHES, Player, Results, headline_student
 from fastdistill.report.words import (
     NOT_MEASURED,
@@ -34,7 +35,11 @@ _LATENCY_NAMES = {"1": "1 observation", "1024": "1,024 observations"}
 
 
 def render_page(
-    results: Results, drawings: Mapping[str, Drawing], gif: bytes | None, why_no_gif: str
+    results: Results,
+    drawings: Mapping[str, Drawing],
+    gif: bytes | None,
+    why_no_gif: str,
+    beside: str = "",
 ) -> str:
     """The page.
 
@@ -43,6 +48,7 @@ def render_page(
         drawings: Of ``figures.draw_all``.
         gif: Of the players side by side.
         why_no_gif: Said in its place.
+        beside: HTML about other runs.
     """
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     legend = _legend(results)
@@ -54,6 +60,7 @@ def render_page(
         score=_figure(drawings.get("score"), "Score", legend, _score_note(results)),
         table=_table(results),
         table_note=_table_note(results),
+        beside=f"<section>{beside}</section>" if beside else "",
         episodes=_figure(
             drawings.get("episodes"),
             "Episodes",

@@ -8,6 +8,7 @@ badly without an error; here each mismatch is refused in words. Labels are alway
 from __future__ import annotations
 
 import contextlib
+import re
 from contextlib import ExitStack, closing
 from copy import deepcopy
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from fastdistill.networks.checkpoint import load_network
 from fastdistill.networks.games import game_card
 from fastdistill.networks.qnetwork import QNetwork, num_parameters
 from fastdistill.teachers.cleanrl import load_cleanrl
-from fastdistill.teachers.ensemble import Ensemble
+from fastdistill.teachers.ensemble import DrawnEnsemble, Ensemble
 from fastdistill.teachers.sb3 import load_sb3
 
 # By what a teacher's values are. Q-values of a game with clipped rewards differ by hundredths from
@@ -115,7 +116,8 @@ def load_teacher(
         source: ``"zoo:NAME"`` for one that ships, the path of a checkpoint (description,
             directory), ``"sb3:FILE"`` or ``"cleanrl:FILE"`` for a model of those libraries (see
             ``load_sb3``, ``load_cleanrl``), several of these with ``+`` between them for the mean
-            of their sharpened policies (see ``Ensemble``), or any module that maps
+            of their sharpened policies (see ``Ensemble``) or with ``|`` for one of them, drawn for
+            each state (see ``DrawnEnsemble``), or any module that maps
             ``[batch, *env.obs_shape]`` observations (uint8 for images) to
             ``[batch, env.num_actions]`` values. A module is
             copied: the caller's own stays as it is, and what it learns later does not reach the
@@ -145,7 +147,9 @@ def load_teacher(
     if isinstance(source, nn.Module):
         module = _copy(source)
     elif isinstance(source, str) and (names := _members(source)):
-        module, card = _ensemble([load_teacher(name, env, view=view) for name in names])
+        together = DrawnEnsemble if "|" in source else Ensemble
+        teachers = [load_teacher(name, env, view=view) for name in names]
+        module, card = _ensemble(together, teachers)
     elif isinstance(source, str) and source.startswith("sb3:"):
         module, card = load_sb3(source.removeprefix("sb3:"))
     elif isinstance(source, str) and source.startswith("cleanrl:"):
@@ -192,29 +196,40 @@ def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _members(source: str) -> list[str]:
-    """The teachers of ``A+B``; none where it is one, even with a plus in its name."""
-    names = [name.strip() for name in source.split("+")]
+    """The teachers of ``A+B`` or ``A|B``; none where it is one, even with a plus in its name."""
+    names = [name.strip() for name in re.split(r"[+|]", source)]
     if len(names) < 2 or Path(source).exists() or Path(f"{source}.json").exists():
         return []
     if not all(names):
         raise ValueError(
-            f"load_teacher: source must name a teacher on each side of +, got {source!r}"
+            f"load_teacher: source must name a teacher on each side of + or |, got {source!r}"
+        )
+    if "+" in source and "|" in source:
+        raise ValueError(
+            f"load_teacher: source must have + or | between its teachers, not both, got {source!r}"
         )
     return names
 
 
-def _ensemble(teachers: list[Teacher]) -> tuple[Ensemble, dict[str, Any]]:
+def _ensemble(
+    together: type[Ensemble] | type[DrawnEnsemble], teachers: list[Teacher]
+) -> tuple[nn.Module, dict[str, Any]]:
     games = {recorded_game(teacher.card) for teacher in teachers} - {None}
     if len(games) > 1:
         raise ValueError(
-            f"load_teacher: teachers with + between them must be of one game, got "
+            f"load_teacher: teachers with + or | between them must be of one game, got "
             f"{', '.join(sorted(map(str, games)))}"
         )
+    if len({teacher.view for teacher in teachers}) > 1:
+        raise ValueError(
+            "load_teacher: teachers with + or | between them must have one view, got "
+            f"{', '.join(str(view_name(teacher.view)) for teacher in teachers)}"
+        )
     temperatures = [DEFAULT_TEMPERATURES[teacher.kind] for teacher in teachers]
-    module = Ensemble([teacher.module for teacher in teachers], temperatures)
+    module = together([teacher.module for teacher in teachers], temperatures)
     same = ("game", "action_meanings", "environment", "architecture", "obs_shape", "num_actions")
     first = teachers[0].card
-    card = {key: first[key] for key in same if key in first}
+    card = {key: first[key] for key in (*same, "view") if key in first}
     return module, {**card, "kind": "log_probs", "parameters": num_parameters(module)}
 
 

@@ -12,8 +12,10 @@ from fastdistill import streams
 from fastdistill.envs import LaneEnv
 from fastdistill.networks import QNetwork
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
+from fastdistill.teachers import Teacher
 from fastdistill.training.collector import Collector, into_replay, network_driver
 from fastdistill.training.counters import Counters
+from fastdistill.training.drivers import TEACHER, Drivers
 from fastdistill.training.inputs import random_play_statistics
 from fastdistill.training.shares import Shares, lane_groups, sample_tasks
 from fastdistill.training.state import check_state, select, under
@@ -41,6 +43,7 @@ class RememberedPlay:
         seed: int,
         bfloat16: bool,
         uniform_sampler: bool = False,
+        guide: Teacher | None = None,
     ) -> None:
         """Args:
         envs: The games, the same number of lanes each, observations of one shape.
@@ -54,6 +57,7 @@ class RememberedPlay:
         seed: Of the run.
         bfloat16: Whether the network drives under bfloat16 autocast.
         uniform_sampler: Whether the replay has a second sampler, for others who learn from it.
+        guide: Of the one game, who may drive as well and labels every state.
         """  # noqa: D205
         self.envs = list(envs)
         self._network = network
@@ -72,14 +76,23 @@ class RememberedPlay:
             priority_exponent=([priority_exponent, 0.0] if uniform_sampler else priority_exponent),
             seed=streams.native_seed(seed, streams.LEARNING),
             lanes_per_task=[lanes] * len(envs),
+            columns={"teacher_logits": ((spec.num_actions,), "float32")} if guide else None,
         )
         device = network.obs_mean.device
+        self._guided = (
+            Drivers(guide, [network.for_task(0)], lanes, bfloat16=bfloat16) if guide else None
+        )
         groups = lane_groups(lanes, len(envs))
         self._collectors = [
             Collector(
                 env,
-                network_driver(network.for_task(place), device, bfloat16=bfloat16),
-                into_replay(self.replay, clip_rewards=clip_rewards, lanes=group),
+                self._guided or network_driver(network.for_task(place), device, bfloat16=bfloat16),
+                into_replay(
+                    self.replay,
+                    clip_rewards=clip_rewards,
+                    lanes=group,
+                    columns=("teacher_logits",) if guide else (),
+                ),
                 counters,
                 seed=seed,
                 task=place,
@@ -103,12 +116,16 @@ class RememberedPlay:
             found.append((mean, std))
         return found
 
-    def step(self, epsilon: float | None) -> None:
+    def step(self, epsilon: float | None, *, by_guide: bool = False) -> None:
         """One step of every lane, game after game.
 
         Args:
             epsilon: Share of random actions; None for random play.
+            by_guide: Whether the guide drives, not the network.
         """
+        if self._guided is not None:
+            self._guided.students_ready = not by_guide
+            self._guided.lanes.fill(TEACHER if by_guide else 0)
         for collector in self._collectors:
             collector.step(epsilon)
         self._counters.step += self._num_lanes

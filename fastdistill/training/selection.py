@@ -39,11 +39,13 @@ class Best:
     Attributes:
         score: Mean return of the games that the best one won by; None before the first.
         episodes: How many they were.
+        latest: Mean return of the first round of the newest network, best or not.
     """
 
     def __init__(self) -> None:
         self.score: float | None = None
         self.episodes = 0
+        self.latest: float | None = None
 
     def wins(self, play: Play, *, episodes: int, seed: int) -> bool:
         """Whether a network plays better than every one before; ties go to the later one.
@@ -56,6 +58,7 @@ class Best:
         mean = 0.0
         for game_round in (1, 2):
             mean = play(game_round * episodes, game_round * streams.SCORING + seed)
+            self.latest = mean if game_round == 1 else self.latest
             if self.score is not None and mean < self.score:
                 return False
         self.score, self.episodes = mean, 2 * episodes

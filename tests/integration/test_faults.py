@@ -20,7 +20,7 @@ import fastdistill as fd
 from fastdistill.envs import EnvFault
 from fastdistill.networks.checkpoint import CheckpointError, write_checkpoint
 from fastdistill.recipes import dqn, pqn
-from fastdistill.recipes.dqn import DqnConfig
+from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.recipes.pqn import PqnConfig
 from fastdistill.training.checkpoints import TrainingCheckpoints
 from fastdistill.training.run import Run

@@ -15,7 +15,8 @@ from fastdistill.envs import make_env
 from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.networks.checkpoint import read_checkpoint
 from fastdistill.recipes import dqn, online
-from fastdistill.recipes.dqn import DqnConfig, DqnTeaching
+from fastdistill.recipes.dqn_config import DqnConfig
+from fastdistill.recipes.dqn_teaching import DqnTeaching
 from fastdistill.recipes.online import OnlineConfig
 from fastdistill.training.metrics import read_jsonl
 from fastdistill.training.run import Run

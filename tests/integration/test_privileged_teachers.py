@@ -123,8 +123,14 @@ def test_a_privileged_teacher_is_matched_by_a_student_that_sees_less(tmp_path):
     assert fd.evaluate(result.student, Hidden, episodes=4, view="seen").mean == 10.0
     assert fd.verify_teacher(knows(), Hidden, 10.0, episodes=4).agrees
     # A student can teach, by what it sees.
+    assert fd.load_teacher(f"{path}+{path}").view == "seen"
     again = fd.distill(path, Hidden, student_view="secret", run_dir=tmp_path / "again", **QUICK)
     assert again.evaluation["teacher"]["summary"]["mean"]["value"] == 10.0
+    other = again.run_dir / "student"
+    with pytest.raises(
+        ValueError, match=r"\+ or \| between them must have one view, got seen, sec"
+    ):
+        fd.load_teacher(f"{path}+{other}")
     with pytest.raises(TypeError, match=r"^LaneEnv: env must have vector or image .*choose a key"):
         fd.evaluate(result.student, Hidden)
     with pytest.raises(ValueError, match=r"must see observations of shape \[3\] \(Hidden\), got"):

@@ -17,7 +17,7 @@ import torch
 from fastdistill.cli import main
 from fastdistill.networks.checkpoint import load_network, read_checkpoint
 from fastdistill.recipes import dqn, pqn
-from fastdistill.recipes.dqn import DqnConfig
+from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.recipes.pqn import PqnConfig
 from fastdistill.training.checkpoints import TrainingCheckpoints
 from fastdistill.training.learners import dqn as dqn_learner

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastdistill.networks import Architecture, QNetwork, paper_architecture
-from fastdistill.recipes.dqn import DqnConfig
+from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.replay import PrioritizedReplay
 from fastdistill.training.learners.dqn import DqnLearner, double_q_target
 

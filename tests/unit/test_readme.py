@@ -25,7 +25,7 @@ from fastdistill import cli
 from fastdistill.envs import PRESETS
 from fastdistill.evaluation import compare
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.dqn import DqnConfig
+from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.recipes.pqn import PqnConfig
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ OPTIONS = {
     "teacher dqn": {field.name for field in fields(DqnConfig)} | {"resume"},
     "teacher pqn": {field.name for field in fields(PqnConfig)} | {"resume"},
     "evaluate": set(inspect.signature(cli.evaluate).parameters),
-    "report": set(),
+    "report": set(inspect.signature(cli.report).parameters),
     "export": set(inspect.signature(cli.export).parameters),
     "verify-teacher": set(inspect.signature(cli.verify_teacher).parameters),
 }

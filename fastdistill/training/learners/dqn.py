@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdistill.losses import td_loss
+from fastdistill.losses import distill_kl, td_loss
 from fastdistill.networks import QNetwork
 from fastdistill.replay import ReplayBatch
+from fastdistill.training.guide import GuideTerm
 from fastdistill.training.optimizing import clip_gradients, make_optimizer
 from fastdistill.training.shares import rows_of
 from fastdistill.training.state import learner_tensors, restore_learner, select, under
@@ -50,15 +51,16 @@ class DqnLearner:
         """Bring the target up to date."""
         self.target.load_state_dict(self.network.state_dict())
 
-    def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
+    def update(self, batch: ReplayBatch, guide: GuideTerm | None = None) -> dict[str, Tensor]:
         """One gradient step.
 
         Args:
             batch: Of one game, or of several: ordered by task, one for each of the heads.
+            guide: A second term on the same values, for the column ``teacher_logits``; of one game.
 
         Returns:
             Scalars ``td_loss`` and ``q_values`` (of the actions taken, their mean), and ``td_abs``,
-            ``[batch]`` absolute TD errors.
+            ``[batch]`` absolute TD errors; with a guide ``guide_loss``, its KL.
         """
         device = self.network.obs_mean.device
         obs, next_obs, action, reward, discount, weight = (
@@ -90,15 +92,31 @@ class DqnLearner:
                 losses.append(loss * (len(values) / len(obs)) if len(q) > 1 else loss)
                 td_abs.append(difference.detach())
                 taken.append(values.detach().gather(1, chosen[:, None]))
-        self.network.zero_grad()
-        torch.autograd.backward(losses)
-        clip_gradients(self.network, self._max_gradient_norm)
-        self.optimizer.step()
-        return {
+        learned = {
             "td_loss": torch.stack(losses).detach().sum(),
             "q_values": torch.cat(taken).mean(),
             "td_abs": torch.cat(td_abs),
         }
+        if guide is not None:
+            divergence = distill_kl(
+                q[0],
+                batch.columns["teacher_logits"].to(device, non_blocking=True),
+                temperature=guide.guide_temperature,
+                student_temperature=guide.temperature,
+            )
+            losses.append(guide.weight * divergence)
+            learned["guide_loss"] = divergence.detach()
+        self.network.zero_grad()
+        torch.autograd.backward(losses)
+        clip_gradients(self.network, self._max_gradient_norm)
+        self.optimizer.step()
+        return learned
+
+    def go_back(self, weights: dict[str, Tensor]) -> None:
+        """Begin again from other weights, with nothing left of how these were reached."""
+        self.network.load_state_dict(weights)
+        self.copy_target()
+        self.optimizer.state.clear()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that learns, and the target."""
