@@ -18,6 +18,11 @@ from fastdistill.teachers.sb3 import load_sb3
 
 sb3 = pytest.importorskip("stable_baselines3", reason="needs stable-baselines3 to make models")
 contrib = pytest.importorskip("sb3_contrib", reason="needs sb3-contrib to make models")
+from stable_baselines3.common.callbacks import (  # noqa: E402
+    EvalCallback,
+    StopTrainingOnRewardThreshold,
+)
+from stable_baselines3.common.monitor import Monitor  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize  # noqa: E402
 
 ALGORITHMS = {"PPO": sb3.PPO, "A2C": sb3.A2C, "DQN": sb3.DQN, "QR-DQN": contrib.QRDQN}
@@ -268,27 +273,32 @@ for name in ("stable_baselines3", "sb3_contrib", "cloudpickle"):
 
 
 VALUES = {
-    "learning_rate": 2.3e-3, "batch_size": 64, "learning_starts": 500, "train_freq": 64,
-    "gradient_steps": 32, "target_update_interval": 10, "exploration_fraction": 0.2,
+    "learning_rate": 1e-3, "batch_size": 64, "learning_starts": 500, "train_freq": 4,
+    "gradient_steps": 2, "target_update_interval": 200, "exploration_fraction": 0.05,
+    "gamma": 0.98,
 }  # fmt: skip
-# Steps and options with which each learns something of CartPole in seconds.
+# Options with which each learns something of CartPole in seconds.
 TRAINED = {
-    "PPO": (6_000, {"n_steps": 512}),
-    "A2C": (10_000, {"n_steps": 16, "gae_lambda": 0.95}),
-    "DQN": (8_000, {**VALUES, "policy_kwargs": {"net_arch": [64]}}),
-    "QR-DQN": (8_000, {**VALUES, "policy_kwargs": {"net_arch": [64], "n_quantiles": 10}}),
+    "PPO": {"n_steps": 512},
+    "A2C": {"n_steps": 16, "gae_lambda": 0.95},
+    "DQN": {**VALUES, "policy_kwargs": {"net_arch": [64, 64]}},
+    "QR-DQN": {**VALUES, "policy_kwargs": {"net_arch": [64, 64], "n_quantiles": 10}},
 }
 
 
 @pytest.fixture(scope="module", params=TRAINED)
 def trained(request, tmp_path_factory):
-    """A model of some seconds' training, and its file."""
-    algorithm, (steps, options) = request.param, TRAINED[request.param]
+    """A model trained until it scores 120, and its file."""
+    algorithm, options = request.param, TRAINED[request.param]
     path = tmp_path_factory.mktemp("trained") / "model.zip"
     torch.manual_seed(3)
     kind = ALGORITHMS[algorithm]
     model = kind("MlpPolicy", "CartPole-v1", seed=3, device="cpu", **options)
-    model.learn(steps).save(path)
+    enough = EvalCallback(
+        Monitor(gym.make("CartPole-v1")), eval_freq=1_000, n_eval_episodes=5, verbose=0,
+        callback_on_new_best=StopTrainingOnRewardThreshold(reward_threshold=120),
+    )  # fmt: skip
+    model.learn(20_000, callback=enough).save(path)
     return algorithm, model, path
 
 
