@@ -82,12 +82,10 @@ def evaluate(
         raise ValueError("evaluate: game must be given, the checkpoint does not name one")
     number = max(1, min(lanes, episodes))
     env = make_env(name, number, preset=preset, training=False, view=teacher.view)
-    try:
+    with contextlib.closing(env):
         record = evaluate_env(
             teacher, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
         )
-    finally:
-        env.close()
     summary = summarize(record.returns, name)
     print(f"{name}: {record.preset or 'as registered'}, epsilon {record.epsilon}, seed {seed}")
     print(f"  episodes  {summary.episodes} ({record.truncated} cut by the time limit)")
@@ -266,7 +264,6 @@ def verify_teacher(
     episodes: int = 30,
     preset: str = "classic",
     device: str = "cpu",
-    view: str | None = None,
 ) -> None:
     """Play with a teacher and say whether preset or wrappers are likely wrong.
 
@@ -277,9 +274,8 @@ def verify_teacher(
         episodes: Of each policy.
         preset: classic or machado; the others are tried where the score falls short.
         device: Where the network runs.
-        view: Key of what it sees of Dict observations.
     """
-    loaded = load_teacher(teacher, game, device=device, view=view)
+    loaded = load_teacher(teacher, game, device=device)
     found = verify(loaded, game, reported, episodes=episodes, preset=preset, device=device)
     print(found.verdict)
 
