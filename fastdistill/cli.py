@@ -58,6 +58,7 @@ def evaluate(
     device: str = "cpu",
     gif: Path | None = None,
     out: Path | None = None,
+    view: str | None = None,
 ) -> None:
     """Play full episodes with a checkpoint and print its score.
 
@@ -72,19 +73,19 @@ def evaluate(
         device: Where the network runs.
         gif: Also record one episode there.
         out: Also write the record there, as JSON.
+        view: Key of what it sees of Dict observations; a checkpoint remembers its own.
     """
     usable_device(device)
-    teacher = load_teacher(checkpoint, game, device=device)
+    teacher = load_teacher(checkpoint, game, device=device, view=view)
     name = game or recorded_game(teacher.card)
     if not name:
         raise ValueError("evaluate: game must be given, the checkpoint does not name one")
-    env = make_env(name, max(1, min(lanes, episodes)), preset=preset, training=False)
-    try:
+    number = max(1, min(lanes, episodes))
+    env = make_env(name, number, preset=preset, training=False, view=teacher.view)
+    with contextlib.closing(env):
         record = evaluate_env(
             teacher, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
         )
-    finally:
-        env.close()
     summary = summarize(record.returns, name)
     print(f"{name}: {record.preset or 'as registered'}, epsilon {record.epsilon}, seed {seed}")
     print(f"  episodes  {summary.episodes} ({record.truncated} cut by the time limit)")

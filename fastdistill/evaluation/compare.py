@@ -69,7 +69,8 @@ def compare(
     """Play full episodes with the teacher, then with each student, and print a line of each.
 
     Args:
-        teacher: The first, by whom the students are measured.
+        teacher: The first, by whom the students are measured; sees what the environment shows a
+            teacher.
         students: None of them chosen by these episodes.
         env: Made with ``training=False``.
         episodes: Of each.
@@ -83,9 +84,15 @@ def compare(
         multiply-adds, latency.
     """
     reference = evaluate_env(
-        teacher.policy, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
+        teacher.policy,
+        env,
+        episodes=episodes,
+        epsilon=epsilon,
+        seed=seed,
+        device=device,
+        as_teacher=True,
     )
-    entry = _entry(teacher, reference, env.spec)
+    entry = _entry(teacher, reference, env.teacher_spec)
     random = random_score(teacher.policy, env, episodes=episodes, seed=seed, device=device)
     entries = []
     for student in students:
@@ -179,7 +186,9 @@ def random_score(
     """Mean return of random play: on record for Atari-57, else played (``policy`` is not heard)."""
     if env.spec.name in HUMAN_SCORES:
         return HUMAN_SCORES[env.spec.name][0]
-    return evaluate_env(policy, env, episodes=episodes, epsilon=1.0, seed=seed, device=device).mean
+    return evaluate_env(
+        policy, env, episodes=episodes, epsilon=1.0, seed=seed, device=device, as_teacher=True
+    ).mean
 
 
 def share_of_teacher(

@@ -20,17 +20,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdistill.envs import EnvFault, EnvSpec, LaneEnv
+from fastdistill.networks import num_parameters
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.judging import Judges, evaluate
-from fastdistill.recipes.tasks import open_tasks
+from fastdistill.recipes.tasks import Given, open_tasks
 from fastdistill.report import try_report
-from fastdistill.teachers import Teacher
 from fastdistill.training.labelled_play import LabelledPlay
-from fastdistill.training.learners.student import OWN, OwnStudent, make_students
+from fastdistill.training.learners.student import OWN, OwnStudent, Student, make_students
 from fastdistill.training.optimizing import linear
 from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
 from fastdistill.training.publishing import load_student
-from fastdistill.training.run import Run, Stop
+from fastdistill.training.run import Run, Stop, say
 from fastdistill.training.state import select, under
 from fastdistill.training.students import Students
 from fastdistill.training.task import Task
@@ -73,7 +73,7 @@ class DistillResult:
 def train(
     config: DistillConfig,
     *,
-    teachers: Sequence[Teacher] | None = None,
+    given: Given | None = None,
     student: OwnStudent | None = None,
     resume: bool = False,
     stop: Stop | None = None,
@@ -82,8 +82,8 @@ def train(
 
     Args:
         config: Everything that can be chosen.
-        teachers: Of the games, instead of ``config.teacher``, which then is only their name in the
-            records.
+        given: What ``config`` cannot hold: modules, environments and functions, which then are
+            only named in it.
         student: The module, or what makes it, where ``config.student`` is ``"own"``.
         resume: Continue the run in ``config.run_dir`` with its own configuration.
         stop: Asked between steps whether to stop with a checkpoint.
@@ -98,7 +98,7 @@ def train(
     keep_freed_memory()
     device = pick_device(config.device)
     with ExitStack() as opened:
-        tasks, envs = open_tasks(config, teachers, device, opened)
+        tasks, envs = open_tasks(config, given or Given(), device, opened)
         parts = _Parts(config, run, tasks, envs, student)
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
@@ -157,6 +157,7 @@ class _Parts:
             device=tasks[0].teacher.device,
             own=own,
         )
+        _say_sizes(learners, tasks)
         self.students = Students(
             learners,
             tasks,
@@ -225,7 +226,8 @@ class _Parts:
     def score(self) -> None:
         """Judge every student, and record it."""
         seconds = self.run.at.training_seconds
-        scores = self.students.score(self.judges.games)
+        with self.source.set_aside():
+            scores = self.students.score(self.judges.games)
         self.run.write({"time/training_seconds": seconds, **scores})
 
     def checkpoint(self) -> None:
@@ -250,3 +252,15 @@ class _Parts:
             self.score()
         self.checkpoint()
         return evaluate(self.config, self.run, self.tasks, self.students, self.judges, self.own)
+
+
+def _say_sizes(students: Sequence[Student], tasks: Sequence[Task]) -> None:
+    """A size is a share of the paper's network; here, what it is of this teacher."""
+    whole = num_parameters(tasks[0].teacher.module)
+    if len(tasks) > 1 or not whole:
+        return
+    for size, student in {student.size: student for student in students}.items():
+        number = num_parameters(student.network)
+        percent = 100 * number / whole
+        digits = 0 if percent >= 10 else 1
+        say(f"student {size}: {number:,} parameters, {percent:,.{digits}f}% of the teacher's")

@@ -44,6 +44,10 @@ class DistillConfig:
     A+B is the mean policy, A|B one of them drawn for each state."""
     game: str | None = None
     """Atari game or gymnasium id; the teacher's own by default. One for each teacher."""
+    teacher_view: str | None = None
+    """Where observations have several parts (a Dict), the key of what the teacher sees."""
+    student_view: str | None = None
+    """The key of what students see, and of what the replay keeps."""
     task_weights: str = "balanced"
     """Shares of the games in a batch, with commas between: 1,1,2."""
     preset: str = "classic"

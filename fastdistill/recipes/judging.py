@@ -31,7 +31,14 @@ class Judges:
         """The environments; half a second to make, so only if they are wanted."""
         if not self._games:
             self._games = [
-                play_env(task.name, self._num_lanes, self._preset) for task in self._tasks
+                play_env(
+                    task.source or task.name,
+                    self._num_lanes,
+                    self._preset,
+                    view=task.student_view,
+                    teacher_view=task.teacher.view,
+                )
+                for task in self._tasks
             ]
         return self._games
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -154,6 +155,14 @@ class LabelledPlay:
             for part, task in zip(parts, self.tasks, strict=True)
         ]
         return Lesson(obs, tuple(own))
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Let others play in environments that the caller lent, and go on where this one was."""
+        lent = [(stage.env, stage.env.state()) for stage in self._stages if stage.env.is_lent]
+        yield
+        for env, state in lent:
+            env.restore(state)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything to continue from but the replay: tensors, and plain JSON types."""

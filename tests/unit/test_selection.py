@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -73,10 +75,12 @@ def test_a_probe_asks_the_teacher_about_every_eighth_step(cartpole):
     torch.manual_seed(3)
     student = QNetwork(Architecture((4,), (2,), hidden=(8,)), head_gain=1.0)
     teacher = load_teacher(QNetwork(Architecture((4,), (2,), hidden=(8,)), head_gain=1.0), cartpole)
-    probe = Probe(student, teacher, 0.5)
+    shown = SimpleNamespace()
+    probe = Probe(student, teacher, 0.5, shown)
     seen = torch.randn(20, 3, 4)
     with torch.no_grad():
         for obs in seen:
+            shown.teacher_obs = obs.numpy()
             assert torch.equal(probe(obs), student(obs))
         mine = [student(obs).double() for obs in seen[::8]]
         its = [teacher(obs).double() for obs in seen[::8]]
