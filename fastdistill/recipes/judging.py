@@ -8,6 +8,7 @@ from typing import Any
 
 from fastdistill.envs import LaneEnv
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
+from fastdistill.evaluation.recorded import recorded_evaluation
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.tasks import play_env
 from fastdistill.training.configuration import command_line
@@ -66,7 +67,7 @@ def evaluate(
         return {}
     records = [
         compare(
-            Player("teacher", task.teacher, task.teacher.module, {}),
+            _teacher(config, task),
             students.players(own, place),
             env,
             episodes=config.evaluation_episodes,
@@ -83,3 +84,12 @@ def evaluate(
     publish_student(run.directory, students.learning[0].name)
     write_evaluation(run.directory, record)
     return record
+
+
+def _teacher(config: DistillConfig, task: Task) -> Player:
+    recorded = None
+    if not config.evaluate_teacher:
+        recorded = recorded_evaluation(
+            task.teacher.card, task.spec, episodes=config.evaluation_episodes
+        )
+    return Player("teacher", task.teacher, task.teacher.module, {}, recorded)
