@@ -110,7 +110,7 @@ wheel: setup  ## Build an sdist and a wheel in dist, audit it, try it in an empt
 	rm -rf dist
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m build --no-isolation --outdir dist/raw \
 	  -C cmake.define.FASTDISTILL_CUDA=$(shell command -v $${CUDACXX:-nvcc} > /dev/null && echo ON || echo OFF)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist dist/raw/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair -w dist dist/raw/*.whl
 	mv dist/raw/*.tar.gz dist
 	$(BIN)/auditwheel show dist/*.whl
 	@size=$$(stat -c %s dist/*.whl); echo "wheel: $$size bytes"; test $$size -lt 45000000

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastdistill.envs import LaneEnv
+from fastdistill.envs import LaneEnv, make_env
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
 from fastdistill.evaluation.recorded import recorded_evaluation
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import play_env
 from fastdistill.training.configuration import command_line
 from fastdistill.training.learners.student import OwnStudent
 from fastdistill.training.publishing import publish_student
@@ -32,7 +31,8 @@ class Judges:
         """The environments; half a second to make, so only if they are wanted."""
         if not self._games:
             self._games = [
-                play_env(task.name, self._num_lanes, self._preset) for task in self._tasks
+                make_env(task.name, self._num_lanes, preset=self._preset, training=False)
+                for task in self._tasks
             ]
         return self._games
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import Protocol
@@ -85,21 +84,15 @@ def open_tasks(
         game = name or recorded_game(teacher.card)
         if not game:
             raise ValueError("distill: game must be given, the teacher does not name one")
-        env = opened.enter_context(closing(play_env(game, config.num_lanes, config.preset)))
+        env = opened.enter_context(
+            closing(make_env(game, config.num_lanes, preset=config.preset, training=False))
+        )
         teacher.check(env)
         weight = config.weights[place] if config.weights else 1.0
         tasks.append(Task(env.spec, teacher, _temperature(config, teacher), weight))
         envs.append(env)
     check_games("distill", [task.spec for task in tasks])
     return tasks, envs
-
-
-def play_env(game: str, num_lanes: int, preset: str) -> LaneEnv:
-    """An environment to play in, as evaluations do."""
-    # A thread per core: here the emulators take longer than the students, unlike in teaching. Of
-    # several games one at a time is stepped, and the threads of the others wait.
-    threads = os.cpu_count() or 1
-    return make_env(game, num_lanes, preset=preset, training=False, num_threads=threads)
 
 
 def _temperature(config: TasksConfig, teacher: Teacher) -> float:
