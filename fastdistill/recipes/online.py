@@ -199,7 +199,8 @@ class _Parts(DqnTeaching):
             self.students.save_unscored()
             return super().judge(stopped=True)
         if self.students.updates:
-            self.run.write(self.students.score(self.judges.games))
+            seconds = {"time/training_seconds": self.run.at.training_seconds}
+            self.run.write({**seconds, **self.students.score(self.judges.games)})
         won = super().judge(stopped=False)
         if won and self.options.follow == "best":
             self.followed.publish(self.learner.network)

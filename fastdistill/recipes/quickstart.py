@@ -11,7 +11,7 @@ from fastdistill.teachers.teacher import zoo_names
 from fastdistill.training.run import say
 
 # Of training, where there are several games; scoring and evaluation come on top.
-MAX_SECONDS = 300.0
+MAX_SECONDS = 240.0
 
 
 def quickstart_config(run_dir: Path, seed: int, games: str) -> DistillConfig:
@@ -53,7 +53,7 @@ def quickstart_config(run_dir: Path, seed: int, games: str) -> DistillConfig:
         learning_starts_steps=2_000 * number,
         max_seconds=MAX_SECONDS,
         score_every_updates=5_000,
-        score_episodes=4,
+        score_episodes=3,
         evaluation_episodes=10,
     )
 

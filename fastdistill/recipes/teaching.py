@@ -189,7 +189,8 @@ def save_best(
                 return means[0] if len(means) == 1 else _level(games, means)
 
             won = best.wins(play, episodes=config.score_episodes, seed=config.seed)
-            run.write(_scores(games, rounds[0]))
+            seconds = {"time/training_seconds": run.at.training_seconds}
+            run.write({**seconds, **_scores(games, rounds[0])})
         if not won:
             run.at.lap("score")
             return False

@@ -22,6 +22,7 @@ from fastdistill.report.games import best_contender, render_beside, render_games
 from fastdistill.report.games_figure import draw_games
 from fastdistill.report.page import render_page
 from fastdistill.report.results import Results, headline_student, read_games
+from fastdistill.report.steadiness import read_steadiness, render_steadiness
 from fastdistill.teachers import load_teacher, recorded_game
 
 __all__ = ["try_report", "write_report"]
@@ -56,10 +57,10 @@ def write_report(run_dir: str | Path, beside: Sequence[str | Path] = ()) -> Path
         contenders = read_contenders(run_dir, games, [Path(path) for path in beside])
     page = run_dir / "report.html"
     if len(games) == 1:
-        html = ""
+        html = render_steadiness(read_steadiness(run_dir, games[0]))
         if beside:
             drawing = draw_games(games, contenders, run_dir / "figures")
-            html = render_beside(games, contenders, drawing)
+            html += render_beside(games, contenders, drawing)
         return _write_game(run_dir, games[0], run_dir / "figures", page, 0, html)
     pages = [run_dir / f"report-{_plain(game.game)}-{n + 1}.html" for n, game in enumerate(games)]
     for place, (game, path) in enumerate(zip(games, pages, strict=True)):

@@ -80,6 +80,8 @@ def _draw_score(results: Results, figure: Any, width: int) -> None:
     styles = line_styles(results)
     end = max(float(curve.seconds[-1]) for curve in lines.values()) / unit.seconds
     draw_levels(results.teacher, results.random_score, axes)
+    if (own := results.teacher.curves.get("score")) is not None:
+        axes.plot(own.seconds / unit.seconds, own.mean, color=TEACHER, linewidth=1.4, marker=".")
     for label, curve in lines.items():
         line(axes, curve, styles[label], unit, label, mark=True, spread=len(lines) <= MAX_FINALS)
     finals = [player for player in results.students if player.score]

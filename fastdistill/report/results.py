@@ -173,6 +173,8 @@ def read_results(
     records = read_jsonl(metrics_path) if metrics_path.is_file() else []
     random_score = _number(evaluation.get("random_score"))
     teacher = _player("teacher", [evaluation["teacher"]], None, None, [])
+    if (curve := _curve(records, [f"teacher/score{suffix}"])) is not None:
+        teacher.curves["score"] = curve  # it was still learning
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in evaluation["students"]:
         groups.setdefault((_text(entry.get("kind")), _text(entry.get("size"))), []).append(entry)

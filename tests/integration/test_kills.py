@@ -35,6 +35,23 @@ RECIPES = {
             "checkpoint-every-steps": 300, "log-every-steps": 100,
         },
     ),
+    "online": (
+        ["online", "--game=CartPole-v1"],
+        {
+            "total-steps": 4_000, "learning-starts-steps": 200, "batch-size": 16,
+            "samples-per-step": 8, "replay-capacity": 1_000, "epsilon-steps": 1_000,
+            "checkpoint-every-steps": 300, "log-every-steps": 100, "student": "7%,4%",
+            "student-batch-size": 16,
+        },
+    ),
+    "guided": (
+        ["teacher", "dqn", "--game=CartPole-v1", "--guide={teacher}"],
+        {
+            "total-steps": 4_000, "learning-starts-steps": 300, "batch-size": 16,
+            "samples-per-step": 8, "replay-capacity": 1_000, "guide-updates": 300,
+            "checkpoint-every-steps": 300, "log-every-steps": 100,
+        },
+    ),
     "pqn": (
         ["teacher", "pqn", "--game=CartPole-v1"],
         {

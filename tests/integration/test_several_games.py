@@ -207,7 +207,7 @@ def test_the_quickstart_of_several_games(tmp_path, monkeypatch, capsys):
     assert (config.temperature, config.seed, resume) == ("auto", 3, False)
     assert config.max_seconds <= 300, "leaves half of ten minutes to the evaluation"
     said = capsys.readouterr().err
-    assert "one network learns pong, freeway, breakout from 3 teachers: at most 5 minutes" in said
+    assert "one network learns pong, freeway, breakout from 3 teachers: at most 4 minutes" in said
     assert main(words) == 0
     assert asked.pop()[0] == DistillConfig(run_dir=run_dir, seed=3), "Pong alone, as ever"
     # An unfinished one is continued, a finished one kept.

@@ -26,6 +26,7 @@ from fastdistill.envs import PRESETS
 from fastdistill.evaluation import compare
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.dqn_config import DqnConfig
+from fastdistill.recipes.online import OnlineConfig
 from fastdistill.recipes.pqn import PqnConfig
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,7 @@ OPTIONS = {
     "quickstart": set(inspect.signature(cli.quickstart).parameters),
     "distill": {field.name for field in fields(DistillConfig)} | {"resume", "help"},
     "teacher dqn": {field.name for field in fields(DqnConfig)} | {"resume"},
+    "online": {field.name for field in fields(OnlineConfig)} | {"resume"},
     "teacher pqn": {field.name for field in fields(PqnConfig)} | {"resume"},
     "evaluate": set(inspect.signature(cli.evaluate).parameters),
     "report": set(inspect.signature(cli.report).parameters),
