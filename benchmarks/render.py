@@ -44,6 +44,8 @@ def losses_table(measured: dict[str, Any], dtype: str | None = None) -> str:
     ]
     groups: dict[tuple[int, int, str], dict[str, float]] = {}
     for row in measured["rows"]:
+        if row["operation"] != "distill_kl":
+            continue
         key = (row["shape"][0], row["shape"][1], row["dtype"])
         groups.setdefault(key, {})[row["column"]] = row["median_seconds"]
     for (batch, actions, row_dtype), columns in groups.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Forward and backward of the KL loss: ours, torch eager, torch.compile, and a bare pass.
+"""Forward and backward of the KL losses: ours, torch eager, torch.compile, and a bare pass.
 
 The bare pass (the column "floor") is torch.add: it reads both matrices and writes one. For the
 smallest batch, where bytes cost nothing, it is the cheapest backward that autograd can do.
@@ -89,3 +89,38 @@ def test_bench_distill_kl(benchmark, shape, dtype, column):
         peer = 3e-5 if dtype is torch.float32 else 3e-2
         tolerance = 1e-6 if column.startswith("distill") else peer
         assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+
+
+def torch_kl_topk(
+    student: torch.Tensor, values: torch.Tensor, indices: torch.Tensor
+) -> torch.Tensor:
+    known = F.log_softmax(student, dim=-1).gather(-1, indices)
+    rest = torch.log1p(-known.logsumexp(-1, keepdim=True).exp())
+    teacher_rest = torch.log1p(-values.logsumexp(-1, keepdim=True).exp())
+    log_q, log_p = torch.cat([known, rest], -1), torch.cat([values, teacher_rest], -1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+@pytest.mark.parametrize("column", ["torch_eager", "distill_kl_topk"])
+def test_bench_distill_kl_topk(benchmark, column):
+    batch, actions, k = 512, 32_000, 64
+    generator = torch.Generator().manual_seed(0)
+    teacher = 4 * torch.randn(batch, actions, generator=generator)
+    values, indices = teacher.log_softmax(1).topk(k)
+    student = torch.randn(batch, actions, generator=generator).requires_grad_()
+    loss_of = {"torch_eager": torch_kl_topk, "distill_kl_topk": fd.distill_kl_topk}[column]
+
+    def step() -> torch.Tensor:
+        student.grad = None
+        loss = loss_of(student, values, indices)
+        loss.backward()
+        return loss
+
+    benchmark.group = f"distill_kl_topk {batch}x{actions} k={k} float32"
+    benchmark.extra_info.update(
+        operation="distill_kl_topk", shape=[batch, actions], k=k, dtype="float32", column=column,
+        bytes=2 * student.numel() * student.element_size(),
+    )  # fmt: skip
+    loss = benchmark.pedantic(step, rounds=21, warmup_rounds=5)
+    expected = torch_kl_topk(student.detach().double(), values.double(), indices)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)

@@ -30,6 +30,21 @@ def distill(
 ) -> tuple[Tensor, Any]:  # Any: None exactly where with_grad is False
     """(loss, grad or None) of one distillation loss; see fastdistill.losses for the meaning."""
 
+def distill_kl_topk(
+    student: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    action_mask: Tensor | None,
+    weight: Tensor | None,
+    teacher_temperature: float,
+    student_temperature: float,
+    tail: bool,
+    reduction: str,
+    with_grad: bool,
+    /,
+) -> tuple[Tensor, Any]:
+    """(loss, grad or None) of distill_kl_topk; see fastdistill.losses."""
+
 def td(
     kind: int,
     q: Tensor,

@@ -13,14 +13,11 @@ from torch import nn
 from fastdistill.envs import EnvSpec
 from fastdistill.recipes.distill import DistillResult, train
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.tasks import MODULE
 from fastdistill.teachers import Teacher, load_teacher
 from fastdistill.training.learners.student import OWN, OwnStudent
 from fastdistill.training.process import pick_device
 from fastdistill.training.run import unused
-
-# Recorded where a command line would name the teacher.
-_MODULE = "a module"
-
 
 # What a teacher may be given as.
 TeacherSource = Teacher | nn.Module | str | Path
@@ -95,7 +92,7 @@ def distill(
         run_dir = unused(Path("runs") / f"distill-{names.replace(',', '-')}")
     config = DistillConfig(
         run_dir=Path(run_dir),
-        teacher=",".join(found.source or _MODULE for found in teachers),
+        teacher=",".join(found.source or MODULE for found in teachers),
         game=env,
         student=student if isinstance(student, str) else OWN,
         loss=loss,

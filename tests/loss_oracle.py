@@ -119,6 +119,95 @@ def distill_truth(
     return Truth(*loss, *grad, divisor)
 
 
+def topk_truth(
+    student_logits: Tensor,
+    teacher_values: Tensor,
+    teacher_indices: Tensor,
+    *,
+    temperature: float = 1.0,
+    student_temperature: float = 1.0,
+    tail: bool = True,
+    action_mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "batchmean",
+) -> Truth:
+    """As `distill_truth`, for distill_kl_topk: kl of the buckets, by a loop over the rows."""
+    real = real_type(student_logits, teacher_values)
+    student = to_numpy(student_logits, real)
+    values = to_numpy(teacher_values, real)
+    indices = teacher_indices.numpy()
+    batch, actions = student.shape
+    allowed = np.ones(student.shape, bool)
+    if action_mask is not None:
+        allowed &= action_mask.numpy()
+    weights = np.ones(batch, real) if weight is None else to_numpy(weight, real)
+    divisor = reduction_divisor(reduction, "kl", batch, actions)
+    loss, loss_scale, loss_floor = np.zeros((3, batch), real)
+    grad = np.zeros(student.shape, real)
+    grad_scale, grad_reach = np.zeros((2, batch, 1), real)
+    with np.errstate(all="ignore"):
+        for row in np.flatnonzero(weights):
+            parts = _topk_row(
+                student[row], values[row], indices[row], allowed[row], temperature,
+                student_temperature, tail,
+            )  # fmt: skip
+            if parts is None:
+                continue
+            size = abs(weights[row])
+            factor = size / (divisor * student_temperature)
+            loss[row] = parts[0] * weights[row]
+            loss_scale[row] = parts[1] * size
+            loss_floor[row] = size
+            grad[row] = parts[2] * weights[row] / (divisor * student_temperature)
+            grad_scale[row] = parts[3] * factor
+            grad_reach[row] = factor
+    return Truth(
+        loss, loss_scale, loss_floor, grad, grad_scale, 0 * grad_scale, grad_reach, divisor
+    )
+
+
+def _topk_row(
+    student: Array,
+    values: Array,
+    indices: Array,
+    allowed: Array,
+    temperature: float,
+    student_temperature: float,
+    tail: bool,
+) -> tuple[Any, Any, Array, Any] | None:
+    """(loss, its scale, gradient, its scale), or None for a row without anything to compare."""
+    known = np.zeros(student.shape, bool)
+    known[indices] = True
+    bucket_allowed = allowed[indices]
+    z = student / student_temperature
+    s_buckets, t_buckets = z[indices], values / temperature
+    share = np.zeros_like(student)
+    if tail:
+        others = np.where(allowed & ~known, z, -np.inf)
+        top = max(others.max(), np.finfo(others.dtype).min)
+        e = np.where(others == -np.inf, 0, np.exp(others - top))
+        share = e / (e.sum() or 1)
+        rest = 1 - np.exp(values.astype(np.longdouble)).sum()
+        s_buckets = np.append(s_buckets, top + np.log(e.sum()))
+        t_buckets = np.append(t_buckets, np.log(np.maximum(rest, 0)).astype(z.dtype))
+        bucket_allowed = np.append(bucket_allowed, (allowed & ~known).any())
+    open_s = bucket_allowed & (s_buckets != -np.inf)
+    open_t = bucket_allowed & (t_buckets != -np.inf)
+    if not (open_s.any() and open_t.any()):
+        return None
+    q, log_q = softmax(s_buckets[None], open_s[None], 1.0)
+    p, log_p = softmax(t_buckets[None], open_t[None], 1.0)
+    loss, scale, _, slopes, size, _, _ = _divergence("kl", p, log_p, q, log_q, 0.5)
+    grad = share * slopes[0, -1] if tail else share
+    grad[indices] = slopes[0, : len(indices)]
+    scale, size = scale[0], size[0, 0]
+    if tail and z.dtype == np.longdouble and bucket_allowed[-1]:
+        # The bucket's mass is what terms as large as 1 leave, summed in float64 as all else.
+        size += 1
+        scale += 1 + min(-log_p[0, -1], 40) + np.nan_to_num(-log_q[0, -1], posinf=0)
+    return loss[0], scale, grad, size
+
+
 def reduction_divisor(reduction: str, kind: str, batch: int, actions: int) -> float:
     """What the sum over rows is divided by, by hand from the definition of each reduction."""
     terms_per_row = 1 if kind == "nll" else actions

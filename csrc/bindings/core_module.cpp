@@ -21,6 +21,7 @@ PYBIND11_MODULE(_core, m) {
       },
       "Connects to the loaded torch; False if its thread pool was not found.");
   fastdistill::register_distill(m);
+  fastdistill::register_topk(m);
   fastdistill::register_td(m);
   fastdistill::register_frames(m);
   fastdistill::register_replay(m);

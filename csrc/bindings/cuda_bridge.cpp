@@ -22,7 +22,7 @@ const CudaKernels& cuda_kernels() {
         PyCapsule_GetPointer(module.attr("kernels").ptr(), kCudaKernelsCapsule));
     if (table == nullptr) throw py::error_already_set();
     if (table->distill_args_bytes != sizeof(DistillArgs) ||
-        table->td_args_bytes != sizeof(TdArgs)) {
+        table->topk_args_bytes != sizeof(TopkArgs) || table->td_args_bytes != sizeof(TdArgs)) {
       throw std::runtime_error(
           "fastdistill: _cuda and _core come from different builds; reinstall");
     }
@@ -93,6 +93,12 @@ void distill_on_cuda(const DistillArgs& args, std::int32_t device_index) {
   const CudaKernels& kernels = cuda_kernels();
   const Place place(device_index);
   kernels.distill(args, place.launch);
+}
+
+void topk_on_cuda(const TopkArgs& args, std::int32_t device_index) {
+  const CudaKernels& kernels = cuda_kernels();
+  const Place place(device_index);
+  kernels.topk(args, place.launch);
 }
 
 void td_on_cuda(const TdArgs& args, std::int32_t device_index) {

@@ -10,6 +10,7 @@
 namespace fastdistill {
 
 void distill_on_cuda(const DistillArgs& args, std::int32_t device_index);
+void topk_on_cuda(const TopkArgs& args, std::int32_t device_index);
 void td_on_cuda(const TdArgs& args, std::int32_t device_index);
 
 }  // namespace fastdistill

@@ -9,8 +9,9 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_cuda, m) {
   static const fastdistill::CudaKernels kernels{
-      sizeof(fastdistill::DistillArgs), sizeof(fastdistill::TdArgs),
-      &fastdistill::distill_cuda,       &fastdistill::td_cuda,
+      sizeof(fastdistill::DistillArgs), sizeof(fastdistill::TopkArgs),
+      sizeof(fastdistill::TdArgs),      &fastdistill::distill_cuda,
+      &fastdistill::topk_cuda,          &fastdistill::td_cuda,
       &fastdistill::is_capturing_cuda,  &fastdistill::make_workspace_cuda,
       &fastdistill::current_device_cuda};
   m.doc() = "The CUDA kernels of fastdistill, for fastdistill._core.";

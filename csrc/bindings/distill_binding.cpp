@@ -15,86 +15,21 @@ namespace py = pybind11;
 namespace fastdistill {
 namespace {
 
-constexpr double kMinTemperature = 1e-8;
-constexpr double kMaxTemperature = 1e8;
-double temperature(py::handle value, const char* function, const char* argument) {
-  const double result = number(value, function, argument);
-  // Written so that NaN fails as well.
-  if (!(result >= kMinTemperature && result <= kMaxTemperature)) {
-    raise_value(function, argument, "be between 1e-8 and 1e8", repr_of(value));
-  }
-  return result;
-}
-
 struct Outputs {
   py::object loss;
   py::object grad;
 };
 
-// The arguments of one call and the temporaries that keep them readable until it returns.
-struct Call {
-  DistillArgs args;
-  dlpack::Tensor student;
-  py::object student_owner;
-  py::object teacher_owner;
-  py::object mask_owner;
-  py::object weight_owner;
-};
-
-void read_mask(Call& call, py::handle mask, const char* function) {
-  if (mask.is_none()) return;
-  const ArgumentName name{function, "action_mask"};
-  dlpack::Tensor view = view_of(mask, name);
-  if (view.dtype.code != dlpack::kBool || view.dtype.bits != 8) {
-    raise_type(function, "action_mask", "be a bool tensor, True where an action is allowed",
-               repr_of(mask.attr("dtype")));
-  }
-  const bool shared = view.dimensions == 1 && view.shape[0] == call.student.shape[1];
-  if (!shared) {
-    if (view.dimensions != 2 || view.shape[0] != call.student.shape[0] ||
-        view.shape[1] != call.student.shape[1]) {
-      const std::string constraint =
-          "be [actions] or [batch, actions] for student_logits " + shape_text(call.student);
-      raise_value(function, "action_mask", constraint.c_str(), shape_text(view));
-    }
-  }
+void read_logits(DistillCall& call, py::handle student, py::handle teacher, const char* function) {
+  const ArgumentName name{function, "teacher_logits"};
+  read_student(call, student, function);
+  dlpack::Tensor view = view_of(teacher, name);
+  check_shape(view, call.student, "student_logits", name);
+  const DType dtype = float_dtype(view, name);
   check_same_device(view, call.student, "student_logits", name);
-  const int last = view.dimensions - 1;
-  if (view.strides != nullptr && view.shape[last] > 1 && view.strides[last] != 1) {
-    call.mask_owner = mask.attr("contiguous")();
-    view = view_of(call.mask_owner, name);
-  }
-  call.args.action_mask = static_cast<const std::uint8_t*>(view.data);
-  call.args.mask_row_stride = shared ? 0 : row_stride(view);
-}
-
-void read_logits(Call& call, py::handle student, py::handle teacher, const char* function) {
-  const ArgumentName student_name{function, "student_logits"};
-  const ArgumentName teacher_name{function, "teacher_logits"};
-  call.student = view_of(student, student_name);
-  check_matrix(call.student, student_name);
-  const DType student_dtype = float_dtype(call.student, student_name);
-  dlpack::Tensor other = view_of(teacher, teacher_name);
-  check_shape(other, call.student, "student_logits", teacher_name);
-  const DType teacher_dtype = float_dtype(other, teacher_name);
-  check_same_device(other, call.student, "student_logits", teacher_name);
-  const dlpack::Tensor rows =
-      with_adjacent_columns(call.student, student, call.student_owner, student_name);
-  other = with_adjacent_columns(other, teacher, call.teacher_owner, teacher_name);
-  refuse_negated_view(student, student_name);
-  refuse_negated_view(teacher, teacher_name);
-  call.args.student = {rows.data, student_dtype, row_stride(rows)};
-  call.args.teacher = {other.data, teacher_dtype, row_stride(other)};
-  call.args.batch = call.student.shape[0];
-  call.args.actions = call.student.shape[1];
-}
-
-double scale_of(Reduction reduction, LossKind kind, std::int64_t batch, std::int64_t actions) {
-  if (reduction == Reduction::kNone || reduction == Reduction::kSum) return 1.0;
-  // nll has one term per row where the others have one per action.
-  const bool per_row = reduction == Reduction::kBatchMean || kind == LossKind::kNll;
-  const double terms = static_cast<double>(batch) * (per_row ? 1.0 : static_cast<double>(actions));
-  return terms > 0 ? 1.0 / terms : 1.0;  // an empty batch has loss 0
+  view = with_adjacent_columns(view, teacher, call.teacher_owner, name);
+  refuse_negated_view(teacher, name);
+  call.args.teacher = {view.data, dtype, row_stride(view)};
 }
 
 // The bytes from a matrix's first element to its last; [batch, actions] with adjacent columns.
@@ -134,7 +69,7 @@ void refuse_overlap(const dlpack::Tensor& grad, const DistillArgs& args, const c
   }
 }
 
-void check_out_grad(const Call& call, py::handle out_grad, const char* function) {
+void check_out_grad(const DistillCall& call, py::handle out_grad, const char* function) {
   const ArgumentName name{function, "out_grad"};
   const dlpack::Tensor view = view_of(out_grad, name);
   check_shape(view, call.student, "student_logits", name);
@@ -152,8 +87,8 @@ void check_out_grad(const Call& call, py::handle out_grad, const char* function)
   refuse_overlap(view, call.args, function);
 }
 
-void place_gradient(Call& call, py::handle student, py::handle out_grad, const char* function,
-                    Outputs& out) {
+void place_gradient(DistillCall& call, py::handle student, py::handle out_grad,
+                    const char* function, Outputs& out) {
   if (out_grad.is_none()) {
     const dlpack::Tensor& like = call.student;
     out.grad = result_tensor({like.shape[0], like.shape[1]}, like.dtype, like, student);
@@ -166,7 +101,7 @@ void place_gradient(Call& call, py::handle student, py::handle out_grad, const c
   call.args.grad_row_stride = row_stride(view);
 }
 
-void launch(const Call& call) {
+void launch(const DistillCall& call) {
   if (call.student.device.type == dlpack::kCuda) {
     distill_on_cuda(call.args, call.student.device.index);
   } else if (call.args.batch * call.args.actions < kReleaseGilElements) {
@@ -182,7 +117,7 @@ py::tuple distill(int kind, py::handle student, py::handle teacher, py::handle a
                   py::handle weight, py::handle teacher_temperature, py::handle student_temperature,
                   py::handle beta, py::handle reduction_name, bool with_grad, py::handle out_grad,
                   const char* function) {
-  Call call;
+  DistillCall call;
   DistillArgs& args = call.args;
   read_logits(call, student, teacher, function);
   args.kind = static_cast<LossKind>(kind);
@@ -204,11 +139,7 @@ py::tuple distill(int kind, py::handle student, py::handle teacher, py::handle a
   Outputs out;
   out.grad = py::none();
   if (with_grad) place_gradient(call, student, out_grad, function, out);
-  const bool per_row = reduction == Reduction::kNone;
-  const dlpack::Type loss_type = arithmetic_type(float64);
-  out.loss = per_row ? result_tensor({args.batch}, loss_type, call.student, student)
-                     : result_tensor({}, loss_type, call.student, student);
-  (per_row ? args.row_loss : args.loss) = view_of(out.loss, {function, "loss"}).data;
+  out.loss = place_loss(call, reduction, student, function);
   launch(call);
   return py::make_tuple(std::move(out.loss), std::move(out.grad));
 }

@@ -93,7 +93,7 @@ bool fits(const frames::Convolution<Element>& conv) {
     return count > 0 && count % frames::kFilterGroup == 0 &&
            count <= frames::kFilterGroup * frames::kMaxFilterGroups;
   };
-  // 2^24: offsets inside a group of images stay within 32 bits.
+  // 2^22: so an image's values, padded, stay below 2^26, and offsets within 32 bits.
   return conv.kernel > 0 && conv.stride > 0 && conv.kernel % conv.stride == 0 &&
          tiles(conv.height) && tiles(conv.width) && grouped(conv.filters) &&
          (conv.frames != nullptr || grouped(conv.channels)) &&

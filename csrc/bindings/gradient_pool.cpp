@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/gradient_pool.h"
 
-#include <algorithm>
+#include <pthread.h>
+
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -62,6 +63,11 @@ class Pool {
     return held_;
   }
 
+  // Around a fork, so that the child has the pool as no other thread was changing it, and can lock
+  // it; its blocks are the child's own copies.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
  private:
   std::mutex mutex_;
   std::vector<PoolBlock> free_;
@@ -70,7 +76,13 @@ class Pool {
 
 Pool& pool() {
   // Never destroyed: torch may free tensors after this module's own clean-up.
-  static Pool* const instance = new Pool;
+  static Pool* const instance = [] {
+    auto* made = new Pool;
+    const int status =
+        pthread_atfork([] { pool().lock(); }, [] { pool().unlock(); }, [] { pool().unlock(); });
+    if (status != 0) throw std::bad_alloc();  // its only reason
+    return made;
+  }();
   return *instance;
 }
 

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <string>
 
+#include "bindings/result_tensor.h"
+
 namespace py = pybind11;
 
 namespace fastdistill {
@@ -95,6 +97,81 @@ const void* row_values(py::handle values, const dlpack::Tensor& reference,
   owner =
       values.attr("to")(py::handle(float64 ? torch.float64 : torch.float32)).attr("contiguous")();
   return view_of(owner, name).data;
+}
+
+namespace {
+
+constexpr double kMinTemperature = 1e-8;
+constexpr double kMaxTemperature = 1e8;
+
+}  // namespace
+
+double temperature(py::handle value, const char* function, const char* argument) {
+  const double result = number(value, function, argument);
+  // Written so that NaN fails as well.
+  if (!(result >= kMinTemperature && result <= kMaxTemperature)) {
+    raise_value(function, argument, "be between 1e-8 and 1e8", repr_of(value));
+  }
+  return result;
+}
+
+void read_student(DistillCall& call, py::handle student, const char* function) {
+  const ArgumentName name{function, "student_logits"};
+  call.student = view_of(student, name);
+  check_matrix(call.student, name);
+  const DType dtype = float_dtype(call.student, name);
+  refuse_negated_view(student, name);
+  const dlpack::Tensor rows =
+      with_adjacent_columns(call.student, student, call.student_owner, name);
+  call.args.student = {rows.data, dtype, row_stride(rows)};
+  call.args.batch = call.student.shape[0];
+  call.args.actions = call.student.shape[1];
+}
+
+void read_mask(DistillCall& call, py::handle mask, const char* function) {
+  if (mask.is_none()) return;
+  const ArgumentName name{function, "action_mask"};
+  dlpack::Tensor view = view_of(mask, name);
+  if (view.dtype.code != dlpack::kBool || view.dtype.bits != 8) {
+    raise_type(function, "action_mask", "be a bool tensor, True where an action is allowed",
+               repr_of(mask.attr("dtype")));
+  }
+  const bool shared = view.dimensions == 1 && view.shape[0] == call.student.shape[1];
+  if (!shared) {
+    if (view.dimensions != 2 || view.shape[0] != call.student.shape[0] ||
+        view.shape[1] != call.student.shape[1]) {
+      const std::string constraint =
+          "be [actions] or [batch, actions] for student_logits " + shape_text(call.student);
+      raise_value(function, "action_mask", constraint.c_str(), shape_text(view));
+    }
+  }
+  check_same_device(view, call.student, "student_logits", name);
+  const int last = view.dimensions - 1;
+  if (view.strides != nullptr && view.shape[last] > 1 && view.strides[last] != 1) {
+    call.mask_owner = mask.attr("contiguous")();
+    view = view_of(call.mask_owner, name);
+  }
+  call.args.action_mask = static_cast<const std::uint8_t*>(view.data);
+  call.args.mask_row_stride = shared ? 0 : row_stride(view);
+}
+
+double scale_of(Reduction reduction, LossKind kind, std::int64_t batch, std::int64_t actions) {
+  if (reduction == Reduction::kNone || reduction == Reduction::kSum) return 1.0;
+  // nll has one term per row where the others have one per action.
+  const bool per_row = reduction == Reduction::kBatchMean || kind == LossKind::kNll;
+  const double terms = static_cast<double>(batch) * (per_row ? 1.0 : static_cast<double>(actions));
+  return terms > 0 ? 1.0 / terms : 1.0;  // an empty batch has loss 0
+}
+
+py::object place_loss(DistillCall& call, Reduction reduction, py::handle like,
+                      const char* function) {
+  DistillArgs& args = call.args;
+  const bool per_row = reduction == Reduction::kNone;
+  const dlpack::Type dtype = arithmetic_type(uses_float64(args));
+  py::object loss = per_row ? result_tensor({args.batch}, dtype, call.student, like)
+                            : result_tensor({}, dtype, call.student, like);
+  (per_row ? args.row_loss : args.loss) = view_of(loss, {function, "loss"}).data;
+  return loss;
 }
 
 }  // namespace fastdistill

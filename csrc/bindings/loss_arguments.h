@@ -37,4 +37,23 @@ const void* row_values(pybind11::handle values, const dlpack::Tensor& reference,
                        const char* reference_name, bool float64, pybind11::object& owner,
                        ArgumentName name);
 
+// The arguments of one call and the temporaries that keep them readable until it returns.
+struct DistillCall {
+  DistillArgs args;
+  dlpack::Tensor student;
+  pybind11::object student_owner;
+  pybind11::object teacher_owner;
+  pybind11::object mask_owner;
+  pybind11::object weight_owner;
+};
+
+double temperature(pybind11::handle value, const char* function, const char* argument);
+double scale_of(Reduction reduction, LossKind kind, std::int64_t batch, std::int64_t actions);
+void read_student(DistillCall& call, pybind11::handle student, const char* function);
+void read_mask(DistillCall& call, pybind11::handle mask, const char* function);
+
+// The tensor that the kernel writes the loss to, [] or [batch].
+pybind11::object place_loss(DistillCall& call, Reduction reduction, pybind11::handle like,
+                            const char* function);
+
 }  // namespace fastdistill

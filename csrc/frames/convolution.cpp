@@ -14,18 +14,6 @@
 namespace fastdistill::frames {
 namespace {
 
-// Weight gradients are summed per slice of the batch and then over the slices, always in the same
-// order: that makes them independent of the number of threads.
-constexpr std::int64_t kSlices = 8;
-
-// Images handled at once: enough pixels to make reading and writing the sums cheap.
-constexpr std::int64_t kGroupPixels = 256;
-
-template <class Element>
-std::int64_t group_images(const Convolution<Element>& conv) {
-  return (kGroupPixels + conv.out_pixels() - 1) / conv.out_pixels();
-}
-
 template <class Body>
 void for_ranges(std::int64_t count, const Body& body) {
   parallel_for(
@@ -123,7 +111,7 @@ template <class Element>
 void convolve_backward(const Kernels<Element>& kernels, const Convolution<Element>& conv,
                        const ConvolutionGradient<Element>& gradient) {
   const std::int64_t window = conv.window(), filters = conv.filters;
-  const std::int64_t slices = std::min(kSlices, conv.batch);
+  const std::int64_t slices = batch_slices(conv.batch);
   const std::int64_t size = filters * (window + 1);
   Buffer<float> sums(slices * size);
   const Offsets places = weight_places(conv);

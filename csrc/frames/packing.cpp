@@ -34,7 +34,34 @@ std::int64_t packed_place(std::int64_t row, std::int64_t column, std::int64_t ro
   }
 }
 
+// A batch has slices of this many images, but for the first limits: eight are wanted even of a
+// small batch, and more than 64 nobody has threads for.
+constexpr std::int64_t kSliceImages = 16;
+constexpr std::int64_t kFewSlices = 8;
+constexpr std::int64_t kManySlices = 64;
+
+constexpr std::int64_t kGroupPixels = 256;
+constexpr std::int64_t kGroupValues = std::int64_t{1} << 22;
+
 }  // namespace
+
+std::int64_t batch_slices(std::int64_t batch) {
+  return std::min(batch, std::clamp(batch / kSliceImages, kFewSlices, kManySlices));
+}
+
+template <class Element>
+std::int64_t padded_gradient_size(const Convolution<Element>& conv) {
+  const std::int64_t pad = kPadsGradient<Element> ? conv.kernel / conv.stride - 1 : 0;
+  return (conv.out_height() + 2 * pad) * (conv.out_width() + 2 * pad) * conv.filters;
+}
+
+template <class Element>
+std::int64_t group_images(const Convolution<Element>& conv) {
+  const std::int64_t image =
+      std::max(conv.height * conv.width * conv.channels, padded_gradient_size(conv));
+  const std::int64_t wanted = (kGroupPixels + conv.out_pixels() - 1) / conv.out_pixels();
+  return std::clamp<std::int64_t>(kGroupValues / image, 1, wanted);
+}
 
 template <class Element>
 Offsets weight_places(const Convolution<Element>& conv) {
@@ -186,6 +213,10 @@ typename InputGradient<Element>::Part& InputGradient<Element>::part_of(std::int6
   return parts_.back();
 }
 
+template std::int64_t padded_gradient_size(const Convolution<std::uint16_t>&);
+template std::int64_t padded_gradient_size(const Convolution<float>&);
+template std::int64_t group_images(const Convolution<std::uint16_t>&);
+template std::int64_t group_images(const Convolution<float>&);
 template Offsets weight_places(const Convolution<std::uint16_t>&);
 template Offsets weight_places(const Convolution<float>&);
 template void pack_weight(const Convolution<std::uint16_t>&, const Offsets&, std::uint16_t*);

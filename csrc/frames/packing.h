@@ -15,6 +15,10 @@ namespace fastdistill::frames {
 
 using Offsets = std::vector<std::int32_t>;
 
+// Whether InputGradient reads a gradient with zeros around it.
+template <class Element>
+inline constexpr bool kPadsGradient = sizeof(Element) == sizeof(std::uint16_t);
+
 template <class Element>
 class Buffer {
  public:
@@ -29,6 +33,20 @@ class Buffer {
   };
   std::unique_ptr<Element, Free> data_;
 };
+
+// Weight gradients are summed per slice of the batch and then over the slices, always in the same
+// order: that makes them independent of the number of threads, of which there is work for as many
+// as there are slices. More slices are more sums to add up.
+std::int64_t batch_slices(std::int64_t batch);
+
+// Images handled at once: enough pixels to make reading and writing the sums cheap, few enough
+// that whatever lies in memory for them is small and its offsets have 32 bits.
+template <class Element>
+std::int64_t group_images(const Convolution<Element>& conv);
+
+// Values in the gradient of one image's output as InputGradient<Element> reads it.
+template <class Element>
+std::int64_t padded_gradient_size(const Convolution<Element>& conv);
 
 template <class Element>
 Window window_of(const Convolution<Element>& conv) {
@@ -54,13 +72,12 @@ Offsets input_offsets(const Convolution<Element>& conv, std::int64_t images);
 template <class Element>
 class InputGradient {
  public:
-  static constexpr bool kPads = sizeof(Element) == sizeof(std::uint16_t);
+  static constexpr bool kPads = kPadsGradient<Element>;
 
   // `conv` must outlive it. For up to `group` images at once.
   InputGradient(const Convolution<Element>& conv, const Offsets& places, std::int64_t group);
 
-  // Values in the padded gradient of one image.
-  std::int64_t padded_size() const { return height_ * width_ * conv_.filters; }
+  std::int64_t padded_size() const { return padded_gradient_size(conv_); }
 
   // Where the output pixels of the group lie in it.
   const std::int32_t* padded_offset() const { return padded_offset_.data(); }

@@ -15,12 +15,15 @@
 
 namespace fastdistill {
 
-using DistillRows = double (*)(const DistillArgs&, std::int64_t, std::int64_t, void*);
+// The sum of the losses of rows [begin, end).
+template <class Args>
+using Rows = double (*)(const Args&, std::int64_t begin, std::int64_t end, void* memory);
 
-#define FASTDISTILL_DECLARE(isa)                                                     \
-  namespace isa {                                                                    \
-  double distill_rows(const DistillArgs& args, std::int64_t begin, std::int64_t end, \
-                      void* memory);                                                 \
+#define FASTDISTILL_DECLARE(isa)                                                              \
+  namespace isa {                                                                             \
+  double distill_rows(const DistillArgs& args, std::int64_t begin, std::int64_t end,          \
+                      void* memory);                                                          \
+  double topk_rows(const TopkArgs& args, std::int64_t begin, std::int64_t end, void* memory); \
   }
 FASTDISTILL_DECLARE(isa_baseline)
 #if defined(__x86_64__)
@@ -32,20 +35,21 @@ namespace {
 
 struct Isa {
   const char* name;
-  DistillRows distill_rows;
+  Rows<DistillArgs> distill_rows;
+  Rows<TopkArgs> topk_rows;
   bool supported;
 };
 
 std::vector<Isa> all_isas() {
-  std::vector<Isa> isas{{"baseline", isa_baseline::distill_rows, true}};
+  std::vector<Isa> isas{{"baseline", isa_baseline::distill_rows, isa_baseline::topk_rows, true}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  isas.push_back({"avx2", isa_avx2::distill_rows, avx2});
-  isas.push_back({"avx512", isa_avx512::distill_rows, avx512});
+  isas.push_back({"avx2", isa_avx2::distill_rows, isa_avx2::topk_rows, avx2});
+  isas.push_back({"avx512", isa_avx512::distill_rows, isa_avx512::topk_rows, avx512});
 #endif
   return isas;
 }
@@ -101,25 +105,27 @@ void write(void* out, double value) {
   *static_cast<Real*>(out) = static_cast<Real>(value);
 }
 
-}  // namespace
-
-const char* cpu_isa() { return chosen_isa().name; }
-
-void distill_cpu(const DistillArgs& args) {
+// Writes the reduced loss; the rows write everything else.
+template <class Args>
+void sum_over_rows(const Args& call, const DistillArgs& args, Rows<Args> rows,
+                   std::int64_t scratch_elements) {
   struct Work {
-    const DistillArgs& args;
-    DistillRows distill_rows;
+    const Args& call;
+    Rows<Args> rows;
+    std::int64_t batch;
     std::int64_t chunk_rows;
     std::size_t scratch_bytes;
     double* parts;
   };
   const std::int64_t chunk_rows = rows_per_chunk(args.actions);
   const std::int64_t chunks = (args.batch + chunk_rows - 1) / chunk_rows;
-  const std::int64_t scratch_elements = wide_row_elements(args.actions) * kWideRowArrays;
   double inline_parts[kInlineChunks] = {};
   std::vector<double> more_parts;
   if (chunks > kInlineChunks) more_parts.resize(static_cast<std::size_t>(chunks));
-  Work work{args, chosen_isa().distill_rows, chunk_rows,
+  Work work{call,
+            rows,
+            args.batch,
+            chunk_rows,
             static_cast<std::size_t>(scratch_elements) * (uses_float64(args) ? 8 : 4),
             chunks > kInlineChunks ? more_parts.data() : inline_parts};
   if (args.actions > 0 && chunks > 0) {
@@ -130,8 +136,7 @@ void distill_cpu(const DistillArgs& args) {
           void* memory = thread_scratch(w.scratch_bytes);
           for (std::int64_t chunk = begin; chunk < end; ++chunk) {
             const std::int64_t first = chunk * w.chunk_rows;
-            w.parts[chunk] =
-                w.distill_rows(w.args, first, std::min(first + w.chunk_rows, w.args.batch), memory);
+            w.parts[chunk] = w.rows(w.call, first, std::min(first + w.chunk_rows, w.batch), memory);
           }
         },
         &work);
@@ -145,6 +150,44 @@ void distill_cpu(const DistillArgs& args) {
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) sum += work.parts[chunk];
   uses_float64(args) ? write<double>(args.loss, sum * args.scale)
                      : write<float>(args.loss, sum * args.scale);
+}
+
+// The first row whose indices cannot be used, because no later code looks at them again.
+TopkFinding check_indices(const TopkArgs& args) {
+  std::vector<std::int64_t> last_row(static_cast<std::size_t>(args.base.actions), -1);
+  for (std::int64_t row = 0; row < args.base.batch; ++row) {
+    const std::int64_t* indices = args.indices + row * args.index_row_stride;
+    for (std::int64_t i = 0; i < args.k; ++i) {
+      const std::int64_t index = indices[i];
+      if (index < 0 || index >= args.base.actions) return {TopkFault::kOutOfRange, row, index};
+      std::int64_t& last = last_row[static_cast<std::size_t>(index)];
+      if (last == row) return {TopkFault::kRepeated, row, index};
+      last = row;
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+const char* cpu_isa() { return chosen_isa().name; }
+
+void distill_cpu(const DistillArgs& args) {
+  sum_over_rows(args, args, chosen_isa().distill_rows,
+                wide_row_elements(args.actions) * kWideRowArrays);
+}
+
+TopkFinding topk_cpu(const TopkArgs& args) {
+  const TopkFinding indices = check_indices(args);
+  if (indices.fault != TopkFault::kNone) return indices;
+  std::int64_t bad_mass_row = args.base.batch;
+  TopkArgs call = args;
+  call.bad_mass_row = &bad_mass_row;
+  sum_over_rows(
+      call, call.base, chosen_isa().topk_rows,
+      wide_row_elements(args.base.actions) + wide_row_elements(args.k + 1) * kBucketArrays);
+  if (bad_mass_row < args.base.batch) return {TopkFault::kMass, bad_mass_row, 0};
+  return {};
 }
 
 namespace {

@@ -4,6 +4,7 @@
 #include "losses/cuda_launch.h"
 #include "losses/cuda_small_rows.cuh"
 #include "losses/cuda_td_rows.cuh"
+#include "losses/cuda_topk_rows.cuh"
 #include "losses/cuda_wide_rows.cuh"
 
 namespace fastdistill {
@@ -132,6 +133,19 @@ void launch_kind(const DistillArgs& args, const CudaLaunch& launch) {
 }
 
 template <class Real>
+void launch_topk(const TopkArgs& args, const CudaLaunch& launch) {
+  constexpr std::int64_t kMaxMarkBytes = 32 * 1024;
+  constexpr std::int64_t kResidentBlocks = 4;
+  const std::int64_t room = smaller(kMaxMarkBytes, platform::shared_bytes_per_block(launch.device));
+  const std::int64_t words = divide_up(args.base.actions, kWordBits);
+  const std::int64_t bytes = smaller(words * 4, room);
+  const platform::Grid grid{block_count(args.base.batch, kResidentBlocks, launch.device),
+                            kTopkThreads, bytes};
+  platform::launch(topk_rows<Real>, grid, launch.stream, args, Settings<Real>(args.base),
+                   workspace_at(launch.workspace), bytes * 8);
+}
+
+template <class Real>
 void launch_td(const TdArgs& args, const CudaLaunch& launch) {
   const platform::Grid grid{
       block_count(divide_up(args.batch, kTdThreads), kBlocksPerMultiprocessor, launch.device),
@@ -156,6 +170,20 @@ void distill_cuda(const DistillArgs& args, const CudaLaunch& launch) {
     cuda::launch_kind<double>(args, launch);
   } else {
     cuda::launch_kind<float>(args, launch);
+  }
+}
+
+void topk_cuda(const TopkArgs& args, const CudaLaunch& launch) {
+  const platform::DeviceScope scope(launch.device);
+  const bool float64 = uses_float64(args.base);
+  if (args.base.batch == 0) {
+    if (args.base.loss != nullptr) {
+      platform::zero_async(args.base.loss, float64 ? 8 : 4, launch.stream);
+    }
+  } else if (float64) {
+    cuda::launch_topk<double>(args, launch);
+  } else {
+    cuda::launch_topk<float>(args, launch);
   }
 }
 

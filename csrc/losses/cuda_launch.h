@@ -32,6 +32,9 @@ struct CudaLaunch {
 // All pointers are the device's. Throws std::runtime_error with CUDA's reason and what to do.
 void distill_cuda(const DistillArgs& args, const CudaLaunch& launch);
 
+// What topk_cpu reports of a row gives it a NaN loss and a zero gradient.
+void topk_cuda(const TopkArgs& args, const CudaLaunch& launch);
+
 // An action outside [0, actions) gives its row a NaN loss and td_abs, and a zero gradient.
 void td_cuda(const TdArgs& args, const CudaLaunch& launch);
 
@@ -52,8 +55,10 @@ int current_device_cuda();
 
 struct CudaKernels {
   std::size_t distill_args_bytes;  // both modules must come from one build
+  std::size_t topk_args_bytes;
   std::size_t td_args_bytes;
   void (*distill)(const DistillArgs& args, const CudaLaunch& launch);
+  void (*topk)(const TopkArgs& args, const CudaLaunch& launch);
   void (*td)(const TdArgs& args, const CudaLaunch& launch);
   bool (*is_capturing)(int device, void* stream);
   void* (*make_workspace)(int device, void* stream);

@@ -41,6 +41,19 @@ struct DistillArgs {
   std::int64_t grad_row_stride = 0;  // elements
 };
 
+// KL from a teacher of which only the k largest values are known. The rest of the actions is one
+// bucket, on both sides, whose mass is what the teacher's log-probabilities leave to 1; without the
+// tail both sides are conditioned on the k.
+struct TopkArgs {
+  DistillArgs base;                       // kl; its teacher is [batch, k]
+  std::int64_t k = 0;                     // at most the actions
+  const std::int64_t* indices = nullptr;  // [batch, k], the actions that the values belong to
+  std::int64_t index_row_stride = 0;      // elements
+  bool tail = true;
+  // CPU only: becomes the first row whose log-probabilities sum to more than 1, if that is before.
+  std::int64_t* bad_mass_row = nullptr;
+};
+
 // DQN's loss on the taken actions, its gradient and its new priorities.
 struct TdArgs {
   TdKind kind = TdKind::kHuber;

@@ -13,12 +13,21 @@ import torch
 from torch import Tensor
 
 from fastdistill._native import core
-from fastdistill.losses.reference import KINDS, TD_KINDS, distill_reference, td_reference
+from fastdistill.losses.reference import (
+    KINDS,
+    TD_KINDS,
+    distill_reference,
+    td_reference,
+    topk_reference,
+)
 
 # kind, temperature, student_temperature, beta, reduction, and the function to name in errors
 Options = tuple[int, float, float, float, str, str]
+# temperature, student_temperature, tail, reduction
+TopkOptions = tuple[float, float, bool, str]
 
 _native_distill = core.distill
+_native_topk = core.distill_kl_topk
 _native_td = core.td
 _is_grad_enabled = torch.is_grad_enabled
 
@@ -79,11 +88,73 @@ class Distill(torch.autograd.Function):
                 code, student, teacher, action_mask, rows if weight is None else rows * weight,
                 temperature, student_temperature, beta, reduction, True, None, function,
             )  # fmt: skip
-        elif grad_output.dim() == 1:
-            grad = (grad * grad_output.unsqueeze(1)).to(grad.dtype)
-        elif grad_output.is_cuda or grad_output.item() != 1.0:
-            grad = grad * grad_output
+        else:
+            grad = _scaled(grad, grad_output)
         return grad, None, None, None, None
+
+
+def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
+    if grad_output.dim() == 1:
+        return (grad * grad_output.unsqueeze(1)).to(grad.dtype)
+    if grad_output.is_cuda or grad_output.item() != 1.0:
+        return grad * grad_output
+    return grad
+
+
+def topk_reference_of(
+    student: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    action_mask: Tensor | None,
+    weight: Tensor | None,
+    options: TopkOptions,
+) -> Tensor:
+    """`distill_kl_topk` in plain torch operations."""
+    temperature, student_temperature, tail, reduction = options
+    return topk_reference(
+        student, values, indices, temperature=temperature, student_temperature=student_temperature,
+        tail=tail, action_mask=action_mask, weight=weight, reduction=reduction,
+    )  # fmt: skip
+
+
+class Topk(torch.autograd.Function):
+    """As `Distill`, for `distill_kl_topk`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        values: Tensor,
+        indices: Tensor,
+        action_mask: Tensor | None,
+        weight: Tensor | None,
+        options: TopkOptions,
+    ) -> Tensor:
+        """Computes the loss and, unless it is float16, the gradient."""
+        with_grad = student.dtype is not torch.float16
+        loss: Tensor
+        loss, grad = _native_topk(
+            student, values, indices, action_mask, weight, *options, with_grad
+        )
+        ctx.save_for_backward(student, values, indices, action_mask, weight, grad)
+        ctx.options = options
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """As `Distill.backward`."""
+        student, values, indices, action_mask, weight, grad = ctx.saved_tensors
+        options: TopkOptions = ctx.options
+        if _is_grad_enabled():
+            loss = topk_reference_of(student, values, indices, action_mask, weight, options)
+            (grad,) = torch.autograd.grad(loss, student, grad_output, create_graph=True)
+        elif grad is None:
+            rows = grad_output.expand(student.shape[0])
+            rows = rows if weight is None else rows * weight
+            _, grad = _native_topk(student, values, indices, action_mask, rows, *options, True)
+        else:
+            grad = _scaled(grad, grad_output)
+        return grad, None, None, None, None, None
 
 
 class Td(torch.autograd.Function):
@@ -115,14 +186,13 @@ class Td(torch.autograd.Function):
             kind = TD_KINDS[code]
             loss, _ = td_reference(q, action, target, weight=weight, kind=kind, reduction=reduction)
             (grad,) = torch.autograd.grad(loss, q, grad_output, create_graph=True)
-        elif grad_output.dim() == 1:
-            grad = grad * grad_output.unsqueeze(1)
-        elif grad_output.is_cuda or grad_output.item() != 1.0:
-            grad = grad * grad_output
+        else:
+            grad = _scaled(grad, grad_output)
         return grad, None, None, None, None
 
 
 # Function.apply in Python only adds support for functorch transforms, which never get here, and
 # costs a microsecond of the few that a small batch takes.
 distill_apply: Callable[..., Tensor] = super(torch.autograd.Function, Distill).apply
+topk_apply: Callable[..., Tensor] = super(torch.autograd.Function, Topk).apply
 td_apply: Callable[..., tuple[Tensor, Tensor]] = super(torch.autograd.Function, Td).apply

@@ -21,6 +21,13 @@ torch.library.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.define(
+    "fastdistill::distill_kl_topk",
+    "(Tensor student_logits, Tensor teacher_values, Tensor teacher_indices, Tensor? action_mask, "
+    "Tensor? weight, float temperature, float student_temperature, bool tail, str reduction, "
+    "bool with_grad) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
     "fastdistill::td",
     "(Tensor q, Tensor action, Tensor target, Tensor? weight, int kind, str reduction, "
     "bool with_grad) -> (Tensor, Tensor, Tensor)",
@@ -62,6 +69,12 @@ def _distill_fake(
     reduction: str,
     with_grad: bool,
     function: str,
+) -> tuple[Tensor, Tensor]:
+    return _fake_results(student, teacher, reduction, with_grad)
+
+
+def _fake_results(
+    student: Tensor, teacher: Tensor, reduction: str, with_grad: bool
 ) -> tuple[Tensor, Tensor]:
     wide = torch.float64 in (student.dtype, teacher.dtype)
     shape = (student.shape[0],) if reduction == "none" else ()
@@ -108,6 +121,72 @@ def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor:
 
 torch.library.register_autograd(
     "fastdistill::distill", _distill_backward, setup_context=_distill_setup
+)
+
+
+@torch.library.impl("fastdistill::distill_kl_topk", ("cpu", "cuda"))
+def _topk(
+    student: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    action_mask: Tensor | None,
+    weight: Tensor | None,
+    temperature: float,
+    student_temperature: float,
+    tail: bool,
+    reduction: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    loss, grad = core.distill_kl_topk(
+        student, values, indices, action_mask, weight, temperature, student_temperature, tail,
+        reduction, with_grad,
+    )  # fmt: skip
+    return loss, student.new_empty(0) if grad is None else grad
+
+
+@torch.library.register_fake("fastdistill::distill_kl_topk")
+def _topk_fake(
+    student: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    action_mask: Tensor | None,
+    weight: Tensor | None,
+    temperature: float,
+    student_temperature: float,
+    tail: bool,
+    reduction: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    return _fake_results(student, values, reduction, with_grad)
+
+
+def _topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    student, values, indices, action_mask, weight, *options = inputs
+    _refuse_grad("distill_kl_topk", teacher_values=values, weight=weight)
+    ctx.set_materialize_grads(False)
+    ctx.options = options
+    if student.dtype is torch.float16:
+        ctx.save_for_backward(student, values, indices, action_mask, weight)
+    else:
+        ctx.save_for_backward(output[1])
+
+
+def _topk_backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    grad: Tensor | None = None
+    if grad_loss is not None and len(ctx.saved_tensors) == 1:
+        grad = _scaled(ctx.saved_tensors[0], grad_loss)
+    elif grad_loss is not None:
+        student, values, indices, action_mask, weight = ctx.saved_tensors
+        rows = grad_loss.expand(student.shape[0])
+        rows = rows if weight is None else rows * weight
+        grad = torch.ops.fastdistill.distill_kl_topk(
+            student, values, indices, action_mask, rows, *ctx.options
+        )[1]
+    return (grad, *[None] * 9)
+
+
+torch.library.register_autograd(
+    "fastdistill::distill_kl_topk", _topk_backward, setup_context=_topk_setup
 )
 
 

@@ -48,12 +48,58 @@ def distill_reference(
     row = _row_losses(kind, student, teacher, allowed, temperature, student_temperature, beta)
     if weight is not None:
         row = torch.where(weight == 0, torch.zeros_like(row), row * weight)
+    return _reduced(row, reduction, 1 if kind == "nll" else student.shape[1])
+
+
+def topk_reference(
+    student_logits: Tensor,
+    teacher_values: Tensor,
+    teacher_indices: Tensor,
+    *,
+    temperature: float = 1.0,
+    student_temperature: float = 1.0,
+    tail: bool = True,
+    action_mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """As `distill_reference`, for `fastdistill.losses.distill_kl_topk`: the KL of the buckets."""
+    dtype = torch.promote_types(
+        torch.promote_types(student_logits.dtype, teacher_values.dtype), torch.float32
+    )
+    student = student_logits.to(dtype)
+    if weight is not None:
+        student = torch.where((weight == 0).unsqueeze(-1), 0.0, student)
+    allowed = torch.ones_like(student, dtype=torch.bool)
+    if action_mask is not None:
+        allowed = allowed & action_mask
+    buckets = student.gather(-1, teacher_indices)
+    teacher = teacher_values.to(dtype)
+    bucket_allowed = allowed.gather(-1, teacher_indices)
+    if tail:
+        in_tail = allowed.scatter(-1, teacher_indices, False)
+        open_tail = in_tail & (student != -math.inf)
+        is_open = open_tail.any(-1, keepdim=True)
+        logits = torch.where(open_tail, student / student_temperature, -math.inf)
+        total = torch.where(is_open, logits, 0.0).logsumexp(-1, keepdim=True)
+        total = torch.where(is_open, student_temperature * total, -math.inf)
+        rest = (1 - teacher.double().exp().sum(-1, keepdim=True)).clamp(min=0).log().to(dtype)
+        buckets = torch.cat([buckets, total], -1)
+        teacher = torch.cat([teacher, rest], -1)
+        bucket_allowed = torch.cat([bucket_allowed, in_tail.any(-1, keepdim=True)], -1)
+    row = distill_reference(
+        "kl", buckets, teacher, temperature=temperature, student_temperature=student_temperature,
+        action_mask=bucket_allowed, weight=weight, reduction="none",
+    )  # fmt: skip
+    return _reduced(row, reduction, student.shape[1])
+
+
+def _reduced(row: Tensor, reduction: str, terms: int) -> Tensor:
     if reduction == "none":
         return row
     if reduction == "sum":
         return row.sum()
-    per_row = reduction == "batchmean" or kind == "nll"
-    return row.sum() / max(row.numel() * (1 if per_row else student.shape[1]), 1)
+    return row.sum() / max(row.numel() * (1 if reduction == "batchmean" else terms), 1)
 
 
 def _row_losses(

@@ -10,13 +10,16 @@ from typing import ClassVar
 from fastdistill.envs import PRESETS
 from fastdistill.networks import SIZES, size_name
 from fastdistill.recipes.options import (
+    MOST_STUDENTS,
     at_least,
+    at_most,
     names,
     one_of,
     positive,
     share,
     shares,
     temperature_option,
+    within_limits,
 )
 from fastdistill.training.configuration import check_types
 from fastdistill.training.drivers import DRIVERS
@@ -142,6 +145,9 @@ class DistillConfig:
             "score_every_updates", "checkpoint_every_updates", "log_every_updates",
         )  # fmt: skip
         at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
+        within_limits(self, len(self.teachers))
+        each = len(self.losses) * len(self.sizes)
+        at_most(self, MOST_STUDENTS, "students of all losses and sizes", each, "seeds")
         positive(self, "steps_per_update", "learning_rate", "max_seconds")
         share(self, "epsilon")
         shares(self, "task_weights")

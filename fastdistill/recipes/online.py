@@ -25,7 +25,15 @@ from fastdistill.recipes.distill import DistillResult
 from fastdistill.recipes.dqn_config import DqnOptions
 from fastdistill.recipes.dqn_teaching import DqnTeaching
 from fastdistill.recipes.judging import Judges
-from fastdistill.recipes.options import at_least, names, one_of, positive, temperature_option
+from fastdistill.recipes.options import (
+    MOST_STUDENTS,
+    at_least,
+    at_most,
+    names,
+    one_of,
+    positive,
+    temperature_option,
+)
 from fastdistill.recipes.teaching import finish, teach
 from fastdistill.report import try_report
 from fastdistill.teachers import DEFAULT_TEMPERATURES
@@ -76,6 +84,8 @@ class OnlineConfig(DqnOptions):
         one_of(self, "student", self.sizes, SIZES)
         one_of(self, "follow", (self.follow,), FOLLOW)
         at_least(self, 1, "seeds", "student_every_updates", "student_batch_size")
+        each = len(self.losses) * len(self.sizes)
+        at_most(self, MOST_STUDENTS, "students of all losses and sizes", each, "seeds")
         positive(self, "student_learning_rate")
         temperature_option(self)
 

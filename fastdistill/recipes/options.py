@@ -7,6 +7,35 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+# Larger values are refused before anything is made of them: no machine has the memory for what they
+# ask for, or no generator the bits. A replay knows its own limits.
+MOST = {
+    "num_lanes": 4_096,  # of all games together
+    "batch_size": 65_536,
+    "student_batch_size": 65_536,
+    "score_episodes": 1_000,  # played at once
+    "evaluation_episodes": 100_000,
+    "seeds": 1_000,
+    "seed": 2**32 - 1,
+}
+MOST_STUDENTS = 1_000
+MOST_ROLLOUT_ROWS = 131_072
+
+
+def within_limits(config: object, num_games: int = 1) -> None:
+    """Refuse fields above ``MOST``."""
+    for name, most in MOST.items():
+        if getattr(config, name, 0) > most:
+            _refuse(config, name, f"be at most {most}", getattr(config, name))
+    at_most(config, MOST["num_lanes"], "num_lanes of all games together", num_games, "num_lanes")
+
+
+def at_most(config: object, most: int, what: str, number: int, times: str) -> None:
+    """Refuse ``number`` times the field ``times`` above ``most``."""
+    got = number * getattr(config, times)
+    if got > most:
+        _refuse(config, what, f"be at most {most}", f"{number} * {times} {got // number} = {got}")
+
 
 def at_least(config: object, least: int, *names: str) -> None:
     """Refuse fields below ``least``."""

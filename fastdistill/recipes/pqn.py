@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastdistill.envs import LaneEnv, make_env
 from fastdistill.networks import QNetwork, paper_architecture
-from fastdistill.recipes.options import at_least, share
+from fastdistill.recipes.options import MOST_ROLLOUT_ROWS, at_least, at_most, share
 from fastdistill.recipes.teaching import TeacherResult, TeachingConfig, finish, save_best, teach
 from fastdistill.training.counters import Means
 from fastdistill.training.learners.pqn import PqnLearner
@@ -69,6 +69,7 @@ class PqnConfig(TeachingConfig):
         super().__post_init__()
         at_least(self, 1, "rollout_steps", "epochs", "warm_up_updates")
         at_least(self, 0, "spread_steps")
+        at_most(self, MOST_ROLLOUT_ROWS, "rows of a rollout", self.rollout_steps, "num_lanes")
         share(self, "trace_decay")
         if not 0 < self.epsilon_fraction <= 1:
             raise ValueError(

@@ -14,6 +14,9 @@ from fastdistill.teachers import DEFAULT_TEMPERATURES, Teacher, load_teacher, re
 from fastdistill.training.run import say
 from fastdistill.training.task import Task, check_games
 
+# Recorded in the place of a teacher that only lives in memory.
+MODULE = "a module"
+
 
 class TasksConfig(Protocol):
     """What is read here of a distillation's configuration."""
@@ -75,6 +78,12 @@ def open_tasks(
         )
     asked: Sequence[str | None] = config.games or [None] * number
     if teachers is None:
+        if MODULE in config.teachers:
+            raise ValueError(
+                "distill: teacher must be one that a file holds, got a module of the process that "
+                "began this run; continue it in Python, with the same module: "
+                "fastdistill.distill(module, ..., run_dir=..., resume=True)"
+            )
         teachers = [
             load_teacher(source, game, device=device)
             for source, game in zip(config.teachers, asked, strict=True)

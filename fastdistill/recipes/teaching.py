@@ -17,7 +17,7 @@ from fastdistill.evaluation import Evaluation, evaluate_env
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
 from fastdistill.evaluation.statistics import HUMAN_SCORES
 from fastdistill.networks import QNetwork, load_network, save_network
-from fastdistill.recipes.options import at_least, names, positive, share
+from fastdistill.recipes.options import at_least, names, positive, share, within_limits
 from fastdistill.training.configuration import check_types, command_line
 from fastdistill.training.guide import Guide
 from fastdistill.training.process import default_bfloat16
@@ -107,6 +107,7 @@ class TeachingConfig:
             "log_every_steps",
         )  # fmt: skip
         at_least(self, 0, "score_episodes", "evaluation_episodes", "seed")
+        within_limits(self, len(self.games))
         share(self, "discount", "epsilon_end", "evaluation_epsilon")
         positive(self, "learning_rate", "max_gradient_norm")
 
@@ -137,13 +138,17 @@ class Teaching(Protocol):
 
 def teach(config: TeachingConfig, run: Run[Any], parts: Teaching) -> None:
     """The loop of every teacher recipe, to its end or to where it was told to stop."""
+
+    def over() -> bool:
+        return run.at.step >= config.total_steps or run.at.reached(config.stop_at_return)
+
     parts.begin()
-    stopping = False
+    stopping, run.finished = False, over()  # a finished run may be resumed: not a step more
     while not (run.finished or stopping):
         parts.step()
         if run.due("log"):
             parts.log()
-        run.finished = run.at.step >= config.total_steps or run.at.reached(config.stop_at_return)
+        run.finished = over()
         due, stopping = run.due("checkpoint"), run.stopping  # asked once: it can come at any moment
         if run.finished or stopping or due:
             # Where it would have been judged anyway it is judged, stopped or not.

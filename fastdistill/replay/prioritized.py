@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastdistill._files import unwritable
 from fastdistill._native import core as _core
 from fastdistill.replay.arguments import (
     NORMALIZATIONS,
@@ -361,11 +362,14 @@ class PrioritizedReplay(OfOneProcess):
 
         Raises:
             ValueError: the path is there and no regular file.
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; with its name and the reason.
         """
         target = regular_file("save", path)
-        with atomic_write(target) as file:
-            self._core.save(file.fileno(), self._schema)
+        try:
+            with atomic_write(target) as file:
+                self._core.save(file.fileno(), self._schema)
+        except OSError as error:
+            raise unwritable("save", target, error) from error
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replaces the content by a snapshot's. No other thread may use the replay meanwhile.

@@ -115,8 +115,8 @@ def render_steadiness(rows: Sequence[Steadiness]) -> str:
         f"<tbody>{body}</tbody></table>"
         '<p class="note">From a third of the training on, at every checkpoint. The spread is the '
         "standard deviation of what the checkpoints are worth, in points, with a 95% interval: "
-        "half the mean squared difference of neighbours, less the squared standard error of a score, "
-        "which is the luck of its games.</p>"
+        "half the mean squared difference of neighbours, less the squared standard error of a "
+        "score, which is the luck of its games.</p>"
     )
 
 

@@ -253,6 +253,9 @@ constexpr Case kCases[] = {
     {false, 17, 5, 5, 64, 32, 2, 1, true},
     {false, 0, 9, 9, 16, 32, 3, 1, true},
     {true, 64, 36, 36, 1, 16, 8, 4, true},
+    // Nine slices, of one or two images more than sixteen.
+    {false, 147, 5, 6, 16, 16, 3, 1, true},
+    {true, 151, 36, 16, 1, 16, 8, 4, true},
     // Whole groups of images in each of the eight slices of the batch, and a rest.
     {false, 37, 20, 20, 16, 16, 4, 2, true},
     {true, 38, 36, 36, 2, 16, 8, 4, true},

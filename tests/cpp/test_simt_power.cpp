@@ -17,6 +17,29 @@ namespace {
 
 constexpr int kRaceExitCode = 66;  // ThreadSanitizer's own
 
+// Several rows per block and several segments per row.
+void run_topk() {
+  simt::machine().shared_bytes_per_block = 8;
+  Problem p;
+  p.actions = 150;
+  p.batch = 12;
+  Inputs in = random_inputs(p, 1);
+  Outputs out;
+  out.grad.allocate(p.student_dtype, p.batch, p.actions, p.actions, 0);
+  out.loss.allocate(p.student_dtype, 1, 1, 1, 0);
+  const std::vector<std::int64_t> indices{149, 3, 70, 20, 100, 0, 64, 128};
+  const std::vector<float> values(indices.size(), -3.0f);
+  TopkArgs args;
+  args.base = arguments_of(p, in, out);
+  args.base.teacher = {values.data(), DType::kFloat32, 0};
+  args.k = static_cast<std::int64_t>(indices.size());
+  args.indices = indices.data();
+  CudaLaunch launch;
+  launch.workspace = workspace();
+  topk_cuda(args, launch);
+  simt::machine().shared_bytes_per_block = 227 * 1024;
+}
+
 // Each kernel with several pieces of work per block, so that every barrier has something to order.
 void run_all_kernels() {
   simt::machine().multiprocessors = 1;
@@ -27,6 +50,7 @@ void run_all_kernels() {
     Inputs in = random_inputs(p, 1);
     run_kernels(p, in);
   }
+  run_topk();
   const std::int64_t batch = 2500;
   std::vector<float> q(static_cast<std::size_t>(2 * batch)),
       out(static_cast<std::size_t>(2 * batch));

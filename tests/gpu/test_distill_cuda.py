@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fastdistill as fd
-from fastdistill.losses.reference import distill_reference, td_reference
+from fastdistill.losses.reference import distill_reference, td_reference, topk_reference
 
 pytestmark = pytest.mark.cuda
 
@@ -362,3 +362,43 @@ print(torch._C._cuda_hasPrimaryContext(0), torch._C._cuda_hasPrimaryContext(1))
 def test_no_context_on_a_device_that_is_not_used():
     run = subprocess.run([sys.executable, "-c", CONTEXTS], capture_output=True, text=True)
     assert run.stdout.split() == ["False", "True"], run.stderr
+
+
+def topk_rows(batch: int, actions: int, k: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    student, teacher = random_rows(batch, actions, dtype)
+    values, indices = teacher.float().log_softmax(1).topk(k)
+    return student, values.to(dtype), indices
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tail", [True, False])
+def test_kl_topk(dtype: torch.dtype, tail: bool) -> None:
+    # The last row is longer than the marks that fit in shared memory at once.
+    for batch, actions, k in ((257, 18, 4), (64, 5000, 64), (33, 50257, 300), (3, 300_000, 64)):
+        student, values, indices = topk_rows(batch, actions, k, dtype)
+        wide = student.cpu().double().requires_grad_()
+        want = topk_reference(wide, values.cpu().double(), indices.cpu(), tail=tail)
+        (want_grad,) = torch.autograd.grad(want, wide)
+        student.requires_grad_()
+        loss = fd.distill_kl_topk(student, values, indices, tail=tail)
+        (grad,) = torch.autograd.grad(loss, student)
+        assert_close(loss, want.detach(), loss.dtype, floor=1.0)
+        assert_close(grad, want_grad, dtype, floor=1e-3 / batch)
+
+
+def test_kl_topk_faults_spoil_only_their_rows() -> None:
+    student, values, indices = topk_rows(100, 50, 4, torch.float32)
+    indices[7, 1] = 50
+    indices[8, 2] = -1
+    indices[9, 0] = indices[9, 3]
+    values[10, 0] = 1.0
+    student.requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = fd.distill_kl_topk(student, values, indices, reduction="none")
+        (grad,) = torch.autograd.grad(loss, student, torch.ones_like(loss))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isnan().nonzero().flatten().tolist() == [7, 8, 9, 10]
+    assert not grad[7:11].any()
+    assert grad.isfinite().all()

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cartpole import balancer
 
-from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import read_checkpoint
+
+KILLS = int(os.environ.get("FASTDISTILL_KILLS", "20"))  # of each recipe, in the stress test
 
 COMMON = {"device": "cpu", "score-episodes": 2, "evaluation-episodes": 2, "num-lanes": 4}
 RECIPES = {
@@ -94,10 +96,7 @@ def leftovers(run_dir: Path) -> list[str]:
 
 
 def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None:
-    teacher = save_network(
-        folder / "teacher", QNetwork(Architecture((4,), (2,), hidden=(8,))),
-        {"game": "CartPole-v1", "kind": "q_values"},
-    )  # fmt: skip
+    teacher = Path(f"{balancer(folder / 'teacher')}.json")
     begun = time.monotonic()
     log = folder / "log"
     whole = start(command(recipe, folder / "whole", teacher), log)
@@ -148,8 +147,7 @@ def test_a_distillation_killed_twice_and_resumed_equals_one_never_killed(tmp_pat
 
 
 @pytest.mark.stress
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(180 * max(KILLS, 20))
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_killed_many_times_and_resumed_equals_never_killed(tmp_path, recipe):
-    kills = int(os.environ.get("FASTDISTILL_KILLS", "20"))
-    killed_and_resumed(recipe, tmp_path, kills=kills, seed=1)
+    killed_and_resumed(recipe, tmp_path, kills=KILLS, seed=1)

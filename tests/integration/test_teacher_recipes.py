@@ -252,6 +252,18 @@ CARTPOLE = {
 }
 
 
+def test_a_finished_run_is_resumed_without_another_step(tmp_path, recipe):
+    """As after a kill between the last checkpoint and the end of the evaluation."""
+    config = tiny(recipe, tmp_path / "run", game="CartPole-v1", bfloat16=False)
+    module = RECIPES[recipe]
+    module.train(config)
+    before = read_checkpoint(tmp_path / "run" / "teacher.json")[0]
+    step = TrainingCheckpoints(tmp_path / "run" / "checkpoints").latest()[1]["counters"]["step"]
+    assert module.train(config, resume=True).step == step
+    after = read_checkpoint(tmp_path / "run" / "teacher.json")[0]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 @pytest.mark.statistical
 def test_cartpole_is_learned(tmp_path, capsys, recipe):
     options = {

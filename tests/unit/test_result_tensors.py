@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import io
 import itertools
+import os
 import threading
 
 import pytest
@@ -141,3 +142,26 @@ def test_a_gradient_may_die_on_any_thread(pool):
     thread.start()
     thread.join()
     assert _core.pooled_bytes() == 2 * MIB
+
+
+# Python warns of a fork with threads alive; tests/cpp/test_gradient_pool.cpp has them busy.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_a_pool_of_its_own(pool):
+    kept, expected = gradient(*LARGE)
+    gradient(*LARGE)
+    assert _core.pooled_bytes() == 2 * MIB
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            torch.set_num_threads(1)
+            grad, wanted = gradient(*LARGE)
+            right = torch.equal(grad, wanted) and torch.equal(kept, expected)
+            del kept, grad
+            status = 0 if right and _core.pooled_bytes() == 4 * MIB else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert _core.pooled_bytes() == 2 * MIB
+    assert torch.equal(kept, expected)

@@ -63,6 +63,11 @@ inline unsigned atomicInc(unsigned* counter, unsigned limit) {
   return ::simt::atomic_increment(counter, limit);
 }
 
+// Inline, so that ThreadSanitizer sees it beside plain accesses.
+inline unsigned atomicOr(unsigned* word, unsigned bits) {
+  return __atomic_fetch_or(word, bits, __ATOMIC_RELAXED);
+}
+
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int lane_mask) {
   std::uint64_t bits = 0;
