@@ -96,6 +96,8 @@ class DistillConfig:
     evaluation_episodes: int = 30
     """Full episodes of teacher and students at the end, none of which chose a student; 0 for none.
     """
+    evaluate_teacher: bool = False
+    """Play the teacher's episodes even where its card has as many on record, played likewise."""
     checkpoint_every_updates: int = 2_500
     """Updates between checkpoints."""
     log_every_updates: int = 100

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastdistill.envs import LaneEnv
+from fastdistill.envs import LaneEnv, make_env
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
+from fastdistill.evaluation.recorded import recorded_evaluation
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import play_env
 from fastdistill.training.configuration import command_line
 from fastdistill.training.learners.student import OwnStudent
 from fastdistill.training.publishing import publish_student
@@ -31,10 +31,11 @@ class Judges:
         """The environments; half a second to make, so only if they are wanted."""
         if not self._games:
             self._games = [
-                play_env(
+                make_env(
                     task.source or task.name,
                     self._num_lanes,
-                    self._preset,
+                    preset=self._preset,
+                    training=False,
                     view=task.student_view,
                     teacher_view=task.teacher.view,
                 )
@@ -73,7 +74,7 @@ def evaluate(
         return {}
     records = [
         compare(
-            Player("teacher", task.teacher, task.teacher.module, {}),
+            _teacher(config, task),
             students.players(own, place),
             env,
             episodes=config.evaluation_episodes,
@@ -90,3 +91,12 @@ def evaluate(
     publish_student(run.directory, students.learning[0].name)
     write_evaluation(run.directory, record)
     return record
+
+
+def _teacher(config: DistillConfig, task: Task) -> Player:
+    recorded = None
+    if not config.evaluate_teacher:
+        recorded = recorded_evaluation(
+            task.teacher.card, task.spec, episodes=config.evaluation_episodes
+        )
+    return Player("teacher", task.teacher, task.teacher.module, {}, recorded)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -126,8 +125,14 @@ def open_tasks(
         game = name if name is not None else recorded_game(teacher.card)
         if not game:
             raise ValueError("distill: game must be given, the teacher does not name one")
-        views = {"view": student_view, "teacher_view": teacher.view}
-        env = play_env(game, config.num_lanes, config.preset, **views)
+        env = make_env(
+            game,
+            config.num_lanes,
+            preset=config.preset,
+            training=False,
+            view=student_view,
+            teacher_view=teacher.view,
+        )
         opened.enter_context(closing(env))
         if env.num_lanes != config.num_lanes:
             raise ValueError(
@@ -142,29 +147,6 @@ def open_tasks(
         envs.append(env)
     check_games("distill", [task.spec for task in tasks])
     return tasks, envs
-
-
-def play_env(
-    source: EnvSource,
-    num_lanes: int,
-    preset: str,
-    *,
-    view: ViewSource | None,
-    teacher_view: ViewSource | None,
-) -> LaneEnv:
-    """An environment to play in, as evaluations do."""
-    # A thread per core: here the emulators take longer than the students, unlike in teaching. Of
-    # several games one at a time is stepped, and the threads of the others wait.
-    threads = os.cpu_count() or 1
-    return make_env(
-        source,
-        num_lanes,
-        preset=preset,
-        training=False,
-        num_threads=threads,
-        view=view,
-        teacher_view=teacher_view,
-    )
 
 
 def _teacher(

@@ -51,12 +51,13 @@ class Best:
         """Whether a network plays better than every one before; ties go to the later one.
 
         Args:
-            play: Plays with it; called once, and once more if it wins.
+            play: Plays with it; called once, and once more if it wins. The first network of all
+                has nobody to win against, and plays the second round alone.
             episodes: Of the first round; the second has twice as many.
             seed: Of the run.
         """
         mean = 0.0
-        for game_round in (1, 2):
+        for game_round in (1, 2) if self.score is not None else (2,):
             mean = play(game_round * episodes, game_round * streams.SCORING + seed)
             self.latest = mean if game_round == 1 else self.latest
             if self.score is not None and mean < self.score:
