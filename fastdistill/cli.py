@@ -28,9 +28,8 @@ import torch
 import fastdistill
 from fastdistill._files import write_atomically
 from fastdistill.commands import collect, export, relabel, verify_teacher
-from fastdistill.envs import usable_device
-from fastdistill.evaluation import evaluate as play_episodes
-from fastdistill.evaluation import record_comparison_gif
+from fastdistill.envs import make_env, usable_device
+from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.evaluation.statistics import summarize
 from fastdistill.recipes import distill as distill_recipe
 from fastdistill.recipes import dqn as dqn_recipe
@@ -62,6 +61,7 @@ def evaluate(
     workers: int = 0,
     gif: Path | None = None,
     out: Path | None = None,
+    view: str | None = None,
 ) -> None:
     """Play full episodes with a checkpoint and print its score.
 
@@ -77,21 +77,25 @@ def evaluate(
         workers: Ray workers, here or on other machines, that share the episodes; 0 plays here.
         gif: Also record one episode there.
         out: Also write the record there, as JSON.
+        view: Key of what it sees of Dict observations; a checkpoint remembers its own.
     """
     usable_device(device)
-    teacher = load_teacher(checkpoint, game, device=device)
+    teacher = load_teacher(checkpoint, game, device=device, view=view)
     name = game or recorded_game(teacher.card)
     if not name:
         raise ValueError("evaluate: game must be given, the checkpoint does not name one")
-    lanes = max(1, min(lanes, episodes))
-    options: dict[str, Any] = {
-        "episodes": episodes, "preset": preset, "epsilon": epsilon, "seed": seed,
-        "num_lanes": lanes, "device": device,
-    }  # fmt: skip
+    number = max(1, min(lanes, episodes))
     if workers:
-        record = evaluate_spread(teacher, name, workers=workers, **options)
+        record = evaluate_spread(
+            teacher, name, workers=workers, episodes=episodes, preset=preset, epsilon=epsilon,
+            seed=seed, num_lanes=number, device=device,
+        )  # fmt: skip
     else:
-        record = play_episodes(teacher, name, **options)
+        env = make_env(name, number, preset=preset, training=False, view=teacher.view)
+        with contextlib.closing(env):
+            record = evaluate_env(
+                teacher, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
+            )
     summary = summarize(record.returns, name)
     print(f"{name}: {record.preset or 'as registered'}, epsilon {record.epsilon}, seed {seed}")
     print(f"  episodes  {summary.episodes} ({record.truncated} cut by the time limit)")

@@ -34,7 +34,7 @@ from fastdistill.evaluation.play import EpsilonGreedy
 from fastdistill.networks.checkpoint import load_network
 from fastdistill.networks.games import game_card
 from fastdistill.networks.qnetwork import QNetwork, num_parameters
-from fastdistill.teachers import checkpoint_path
+from fastdistill.teachers import checkpoint_path, recorded_game
 
 FORMATS = ("onnx", "pt2")
 # Largest difference in units of the largest value, or of 1: float32 added in another order.
@@ -135,7 +135,7 @@ def export(
         network, card = network.for_task(game), game_card(card, game) if "games" in card else card
         head = 0
     module = _Exported(network, head).cpu().eval()
-    game = game or card.get("game")
+    game = game or recorded_game(card)
     preset = preset or (card.get("environment") or {}).get("preset") or "classic"
     metadata: dict[str, Any] = {
         "format": "fastdistill-export-1",
@@ -143,7 +143,7 @@ def export(
         "parameters": num_parameters(module),
     }
     if game is not None:
-        env = make_env(game, _LANES, preset=preset, training=False)
+        env = make_env(game, _LANES, preset=preset, training=False, view=card.get("view"))
         try:
             metadata |= _describe_game(env)
             if observations is None:

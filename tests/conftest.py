@@ -48,7 +48,7 @@ def _state() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def pytest_sessionstart() -> None:
+def pytest_collection_finish() -> None:
     """Leaves the source tree, which a test's `python -c` would import; paths are read by now."""
     os.chdir(Path(__file__).parent)
 

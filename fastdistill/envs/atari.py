@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Atari games and gymnasium environments, as lanes.
-
-Every option of ``ale_py.AtariVectorEnv`` is spelled out; any gymnasium vector environment with
-discrete actions works too. The only module that imports ale-py and gymnasium.
-"""
+"""Atari games as lanes, every option of ``ale_py.AtariVectorEnv`` spelled out; and ``make_env``."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
 from dataclasses import dataclass
 from typing import Any
 
+from fastdistill.envs.brought import EnvSource, make_brought, make_gymnasium, required
 from fastdistill.envs.lanes import LaneEnv
-from fastdistill.envs.single import watched
 from fastdistill.envs.spec import EnvSpec
+from fastdistill.envs.views import ViewSource
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ _NETWORK_SCREEN = {"img_height": 84, "img_width": 84, "grayscale": True, "stack_
 
 def atari_games() -> list[str]:
     """The names of the games whose ROMs ale-py ships."""
-    return sorted(_import("ale_py.roms").get_all_rom_ids())
+    return sorted(required("ale_py.roms").get_all_rom_ids())
 
 
 def make_atari(
@@ -72,6 +68,8 @@ def make_atari(
     training: bool = True,
     full_action_space: bool = False,
     num_threads: int = 0,
+    view: ViewSource | None = None,
+    teacher_view: ViewSource | None = None,
 ) -> LaneEnv:
     """Lanes of one Atari game: grey 84 x 84, four planes (zeros before the episode), skip 4.
 
@@ -82,7 +80,10 @@ def make_atari(
         training: Whether a lost life may read ``terminated`` (if the preset says so); without
             it only the end of the game does.
         full_action_space: All 18 actions instead of those the game uses.
-        num_threads: Emulator threads; 0 takes one per two cores, and leaves the others to torch.
+        num_threads: Emulator threads; 0 takes one per core, in training one per two cores, and
+            leaves the others to torch.
+        view: See ``LaneEnv``.
+        teacher_view: See ``LaneEnv``.
     """
     engine, rules = _checked_atari(game, num_lanes, preset)
     settings = {
@@ -93,7 +94,9 @@ def make_atari(
         "max_num_frames_per_episode": rules.max_episode_frames,
         "full_action_space": full_action_space,
     }
-    threads = num_threads or max(1, (os.cpu_count() or 1) // 2)
+    # Where nothing learns the emulators take longer than the networks.
+    cores = os.cpu_count() or 1
+    threads = num_threads or max(1, cores // 2 if training else cores)
     env = engine(
         **_atari_options(game, num_lanes, min(threads, num_lanes)), **settings, **_NETWORK_SCREEN
     )
@@ -104,7 +107,9 @@ def make_atari(
         stack=4,
         action_meanings=[action.name for action in env.ale.get_action_set()],
         settings=settings,
-        array_seeds=True,
+        seeding="array",
+        view=view,
+        teacher_view=teacher_view,
     )
 
 
@@ -125,7 +130,7 @@ def make_atari_screen(like: LaneEnv) -> LaneEnv:
         grayscale=False,
         stack_num=1,
     )
-    return LaneEnv(env, name=spec.name, preset=spec.preset, settings=settings, array_seeds=True)
+    return LaneEnv(env, name=spec.name, preset=spec.preset, settings=settings, seeding="array")
 
 
 def engine_options(spec: EnvSpec) -> dict[str, Any]:
@@ -139,51 +144,41 @@ def engine_options(spec: EnvSpec) -> dict[str, Any]:
     return {**settings, **_RULES, **_NETWORK_SCREEN}
 
 
-def make_gymnasium(env_id: str, num_lanes: int, **options: Any) -> LaneEnv:
-    """Lanes of any registered gymnasium environment with discrete actions, stepped in turn."""
-    gymnasium = _import("gymnasium")
-    next_step = gymnasium.vector.AutoresetMode.NEXT_STEP
-    try:
-        env = gymnasium.make_vec(
-            env_id,
-            num_envs=num_lanes,
-            vectorization_mode="sync",
-            vector_kwargs={"autoreset_mode": next_step},
-            wrappers=[watched(gymnasium.Wrapper)],
-            **options,
-        )
-    except gymnasium.error.Error as error:
-        raise ValueError(
-            f"make_gymnasium: env_id must be one that gymnasium can make, got {env_id!r}: {error}"
-        ) from error
-    return LaneEnv(env, name=env_id, settings=options)
-
-
 def make_env(
-    name: str,
+    source: EnvSource,
     num_lanes: int,
     *,
     preset: str = "classic",
     training: bool = True,
     num_threads: int = 0,
+    view: ViewSource | None = None,
+    teacher_view: ViewSource | None = None,
 ) -> LaneEnv:
-    """Lanes of an Atari game or of a gymnasium id.
+    """Lanes of an Atari game, of a gymnasium id, or of an environment of the caller's.
 
     Args:
-        name: ``"pong"``, or a game as others write it (``"Pong"``, ``"ALE/Pong-v5"``,
+        source: ``"pong"``, or a game as others write it (``"Pong"``, ``"ALE/Pong-v5"``,
             ``"PongNoFrameskip-v4"``), which is played as ``"pong"`` under ``preset``, and standard
-            error says so once; or any other gymnasium id (``"CartPole-v1"``).
+            error says so once; any other gymnasium id (``"CartPole-v1"``); or what
+            ``make_brought`` takes.
         num_lanes: Number of environments, at least 1.
         preset: A key of ``PRESETS``, for Atari games.
         training: See ``make_atari``.
         num_threads: See ``make_atari``.
+        view: What is seen of the observations, see ``LaneEnv``: a key, or a function.
+        teacher_view: What the teacher sees of them.
     """
-    game = name if re.fullmatch("[a-z0-9_]+", name) else _meant_game(name)
+    views: dict[str, Any] = {"view": view, "teacher_view": teacher_view}
+    if not isinstance(source, str):
+        return make_brought(source, num_lanes, **views)
+    game = source if re.fullmatch("[a-z0-9_]+", source) else _meant_game(source)
     if game is None:
-        return make_gymnasium(name, num_lanes)
-    if game != name:
-        _say_once(name, game, preset)
-    return make_atari(game, num_lanes, preset=preset, training=training, num_threads=num_threads)
+        return make_gymnasium(source, num_lanes, **views)
+    if game != source:
+        _say_once(source, game, preset)
+    return make_atari(
+        game, num_lanes, preset=preset, training=training, num_threads=num_threads, **views
+    )
 
 
 _ATARI_ID = re.compile(r"(?:ALE/)?(\w+?)(NoFrameskip|Deterministic)?(-ram\w*)?-v(\d+)")
@@ -203,7 +198,7 @@ def _meant_game(name: str) -> str | None:
         games = {game.replace("_", ""): game for game in atari_games()}
         return games.get(name.lower().replace("_", ""), name)  # make_atari refuses the rest
     # Blackjack-v1 is a game of cards, and not the cartridge.
-    spec = _import("gymnasium").registry.get(name)
+    spec = required("gymnasium").registry.get(name)
     if spec is not None and "ale_py" not in str(spec.entry_point):
         return None
     if not name.startswith("ALE/") and spec is None and not _has_ale():
@@ -218,7 +213,7 @@ def _meant_game(name: str) -> str | None:
 
 def _has_ale() -> bool:
     try:
-        _import("ale_py")
+        required("ale_py")
     except ImportError:
         return False
     return True
@@ -240,7 +235,7 @@ def engine_versions() -> dict[str, str]:
     versions = {}
     for name in ("ale_py", "gymnasium"):
         try:
-            versions[name] = str(_import(name).__version__)
+            versions[name] = str(required(name).__version__)
         except ImportError:
             continue  # gymnasium's own environments do without ale-py
     return versions
@@ -262,7 +257,7 @@ def _atari_options(game: str, num_lanes: int, num_threads: int) -> dict[str, Any
         # One thread for each core is bound to it: two would often wake up on the same, and a step
         # of 16 lanes on two cores take 5 ms instead of 4.
         "thread_affinity_offset": 0 if _all_cores(num_threads) else -1,
-        "autoreset_mode": _import("gymnasium").vector.AutoresetMode.NEXT_STEP,
+        "autoreset_mode": required("gymnasium").vector.AutoresetMode.NEXT_STEP,
         **_RULES,
     }
 
@@ -277,15 +272,6 @@ def _checked_atari(game: str, num_lanes: int, preset: str) -> tuple[Any, AtariPr
             f"make_atari: game must be a ROM name in snake case such as 'pong', got {game!r}; "
             "fastdistill.envs.atari_games() lists them"
         )
-    ale = _import("ale_py")
+    ale = required("ale_py")
     ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
     return ale.AtariVectorEnv, PRESETS[preset]
-
-
-def _import(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"fastdistill.envs needs {module}: pip install 'ale-py>=0.12.1' 'gymnasium>=1.2'"
-        ) from error

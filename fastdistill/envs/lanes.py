@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Lanes: a vector environment as one plain record per step, ready for the replay.
 
-Everything above sees one protocol: NEXT_STEP autoreset with its bogus transition marked, life
-losses told apart from game overs, raw rewards, own episode accounting, and an exact state (seed
-and actions since the last seeded reset) to resume from. ``envs`` makes them.
+Everything above sees one protocol: episodes told apart under any autoreset mode, the bogus
+transition of NEXT_STEP marked, life losses told apart from game overs, raw rewards, own episode
+accounting, and an exact state (seed and actions since the last seeded reset) to resume from.
+``envs`` makes them.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,13 +20,18 @@ from numpy.typing import NDArray
 
 from fastdistill.envs.records import EnvFault, EnvState, Episode, Step
 from fastdistill.envs.spec import EnvSpec
+from fastdistill.envs.views import View, ViewSource, is_discrete, view_name
 
 # Actions kept per lane before it may be seeded anew: bounds what a restore has to play.
 RESEED_STEPS = 10_000
 
 
 class LaneEnv:
-    """A vector environment under NEXT_STEP autoreset, one lane per sub-environment.
+    """A vector environment, one lane per sub-environment.
+
+    Under NEXT_STEP autoreset the final observation of an episode has a row of its own, a
+    ``boundary``. Under SAME_STEP and DISABLED (whose lanes are reset here) the next row begins the
+    next episode, and the final observation is in no row.
 
     Its state can be saved at any step: ALE's own clone and restore loses the random generator
     (0.12.1), so a state is a seed and the actions since, and restoring plays them again. To keep
@@ -30,15 +39,19 @@ class LaneEnv:
     seeded anew. (Seeding an ALE lane takes 0.1 s, it loads the ROM; hence not at every episode.)
 
     Attributes:
-        spec: What the environment is.
+        spec: What the environment is, as ``obs`` shows it.
+        teacher_spec: The same as ``teacher_obs`` shows it.
         num_lanes: Number of sub-environments.
         obs: The current observation, ``[lanes, *obs_shape]``: images uint8 (bool ones, as
-            MinAtar's, become 0 and 255), vectors float32.
+            MinAtar's, become 0 and 255), vectors float32 (Discrete ones are one-hot).
+        is_lent: Whether the vector environment is the caller's: it is not closed here, and others
+            may play in it between two steps, if ``restore`` then brings back this one's ``state``.
 
     Raises:
-        TypeError: Actions that are not Discrete from 0, observations of several parts, or images
-            that are neither uint8 nor bool.
-        ValueError: Another autoreset mode, or observations that are neither vectors nor images.
+        TypeError: Actions that are not Discrete, observations of several parts without a view of
+            them, or images that are neither uint8 nor bool.
+        ValueError: An unknown autoreset mode or key, or observations that are neither vectors nor
+            images.
     """
 
     def __init__(
@@ -50,47 +63,58 @@ class LaneEnv:
         stack: int = 1,
         action_meanings: Sequence[str] = (),
         settings: dict[str, Any] | None = None,
-        array_seeds: bool = False,
+        seeding: str = "list",
+        view: ViewSource | None = None,
+        teacher_view: ViewSource | None = None,
+        is_lent: bool = False,
     ) -> None:
+        """Args:
+        env: A gymnasium vector environment.
+        name: For records.
+        preset: Of ``fastdistill.envs.PRESETS``.
+        stack: Frames per observation, where nothing but those is seen.
+        action_meanings: Their numbers by default.
+        settings: For records.
+        seeding: How ``env.reset`` takes seeds: a ``"list"`` of one for each lane, an ``"array"``
+            of those to be reset, or ``"one"`` for all; then lanes are never seeded anew alone.
+        view: What ``obs`` shows of what the environment returns.
+        teacher_view: What ``teacher_obs`` shows.
+        is_lent: See above.
+        """  # noqa: D205
         mode = env.metadata.get("autoreset_mode")
-        if getattr(mode, "value", mode) != "NextStep":
+        self._mode = str(getattr(mode, "value", mode))
+        if self._mode not in ("NextStep", "SameStep", "Disabled"):
             raise ValueError(
-                "LaneEnv: env must use AutoresetMode.NEXT_STEP (the final observation of an "
-                f"episode is read in line), got {mode}"
+                "LaneEnv: env.metadata['autoreset_mode'] must be NEXT_STEP, SAME_STEP or DISABLED, "
+                f"got {mode}"
             )
         space = env.single_action_space
-        if not _is_discrete(space) or int(space.start) != 0:
-            raise TypeError(f"LaneEnv: env must have Discrete actions from 0, got {space}")
-        self._env = env
-        self._array_seeds = array_seeds
-        self.num_lanes = int(env.num_envs)
-        seen = env.single_observation_space
-        shape, self._stack_of_one = _seen_shape(seen)
-        is_image = len(shape) == 3
-        self._seen = ((self.num_lanes, *seen.shape), np.dtype(seen.dtype))
-        self._is_bool = is_image and seen.dtype == np.bool_
-        if is_image and not self._is_bool and seen.dtype != np.uint8:
+        if not is_discrete(space):
             raise TypeError(
-                f"LaneEnv: env must have uint8 (or bool) images, got {seen.dtype} {shape}; "
-                "a cast would make zeros of 0..1: scale them to 0..255 with a gymnasium wrapper "
-                "(TransformObservation)"
+                f"LaneEnv: env must have Discrete actions, got {space}; a policy is distilled as "
+                "one value for each action (gymnasium.wrappers.DiscretizeAction makes such of Box)"
             )
-        # Of few channels, or like MinAtar's, whose bool images have up to ten.
-        self._channels_last = is_image and (
-            (shape[-1] in (1, 3, 4) and shape[0] > 4) or (self._is_bool and shape[-1] < shape[0])
-        )
-        num_actions = int(space.n)
+        self._env = env
+        self._seeding = seeding
+        self.is_lent = is_lent
+        self.num_lanes = int(env.num_envs)
+        self._first_action = int(space.start)
+        self._record: Any = None
+        self._view = self._viewed(view)
+        self._teacher_source = teacher_view
+        self._source = view
+        numbers = range(self._first_action, self._first_action + int(space.n))
+        known = {"env": name, **({"preset": preset} if preset else {}), **(settings or {})}
         self.spec = EnvSpec(
             name=name,
             preset=preset,
-            obs_shape=(shape[2], *shape[:2]) if self._channels_last else shape,
-            stack=stack,
-            num_actions=num_actions,
-            action_meanings=tuple(action_meanings) or tuple(map(str, range(num_actions))),
-            settings={"env": name, **({"preset": preset} if preset else {}), **(settings or {})},
+            obs_shape=self._view.obs_shape,
+            stack=stack if view is None else 1,
+            num_actions=len(numbers),
+            action_meanings=tuple(action_meanings) or tuple(map(str, numbers)),
+            settings=known if view is None else {**known, "view": view_name(view)},
         )
-        self._obs_dtype = np.uint8 if self.spec.is_image else np.float32
-        self.obs: NDArray[Any] = np.zeros((self.num_lanes, *self.spec.obs_shape), self._obs_dtype)
+        self.obs = np.zeros((self.num_lanes, *self.spec.obs_shape), self._view.obs_dtype)
         self._seed: tuple[int, ...] = ()
         self._reseeds = np.zeros(self.num_lanes, np.int64)
         self._logs = [bytearray() for _ in range(self.num_lanes)]
@@ -100,12 +124,43 @@ class LaneEnv:
         self._returns = np.zeros(self.num_lanes, np.float64)
         self._lengths = np.zeros(self.num_lanes, np.int64)
 
-    def _take_obs(self, obs: NDArray[Any]) -> None:
-        obs = obs[:, 0] if self._stack_of_one else obs
-        if self._channels_last:
-            obs = np.ascontiguousarray(obs.transpose(0, 3, 1, 2))
-        obs = obs.astype(self._obs_dtype, copy=False)
-        self.obs = obs * np.uint8(255) if self._is_bool else obs
+    def _viewed(self, source: ViewSource | None) -> View:
+        if callable(source) and self._record is None:
+            self._record = self._env.reset()[0]  # to see what the function makes of it
+        try:
+            return View(source, self._env.single_observation_space, self._record, self.num_lanes)
+        except EnvFault as error:
+            raise ValueError(f"LaneEnv: {error}") from error
+
+    @cached_property
+    def _teacher_view(self) -> View:
+        # When it is asked for: lanes of one player alone have no teacher.
+        same = self._teacher_source == self._source
+        return self._view if same else self._viewed(self._teacher_source)
+
+    @property
+    def teacher_spec(self) -> EnvSpec:
+        """What the environment is, as ``teacher_obs`` shows it."""
+        if self._teacher_view is self._view:
+            return self.spec
+        shape = self._teacher_view.obs_shape
+        return replace(self.spec, obs_shape=shape, stack=1)
+
+    @property
+    def teacher_obs(self) -> NDArray[Any]:
+        """What the teacher sees now, ``[lanes, *teacher_spec.obs_shape]``.
+
+        Raises:
+            EnvFault: The environment returned what it may not, or the view's function did.
+        """
+        if self._teacher_view is self._view:
+            return self.obs
+        try:
+            return self._teacher_view(self._record)
+        except EnvFault as error:
+            raise EnvFault(
+                f"LaneEnv.teacher_obs: {error} of {self.spec.name}, as its teacher sees it"
+            ) from error
 
     def reset(self, seed: int | Sequence[int]) -> NDArray[Any]:
         """Start a new episode in every lane.
@@ -158,13 +213,12 @@ class LaneEnv:
         )
         options = None if chosen.all() else {"reset_mask": chosen.copy()}
         try:
-            obs, info = self._env.reset(
-                seed=seeds[chosen] if self._array_seeds else seeds.tolist(), options=options
-            )
-            self._check_obs(obs)
+            seed = {"array": seeds[chosen], "list": seeds.tolist(), "one": int(seeds[0])}
+            shown, info = self._env.reset(seed=seed[self._seeding], options=options)
+            record, obs = self._seen(shown)
         except Exception as error:  # whatever a foreign environment raises
             raise ValueError(f"LaneEnv.reset: {_words(error)} of {self.spec.name}") from error
-        self._take_obs(obs)
+        self._record, self.obs = record, obs
         self._episode_frames = np.asarray(info.get("episode_frame_number", self._episode_frames))
         for lane in np.flatnonzero(chosen):
             self._logs[lane].clear()
@@ -185,71 +239,88 @@ class LaneEnv:
         """
         step = self._advance(self._checked(action))
         stale = np.array([len(log) > 2 * RESEED_STEPS for log in self._logs])
-        if (stale & step.boundary).any():
-            self._reseeds += stale & step.boundary
-            self._seed_lanes(stale & step.boundary)
+        if stale.any() and self._seeding != "one":
+            begins = np.isin(np.arange(self.num_lanes), [done.lane for done in step.episodes])
+            if (stale & begins).any():
+                self._reseeds += stale & begins
+                self._seed_lanes(stale & begins)
         return step
 
     def _advance(self, action: NDArray[np.int64]) -> Step:
-        obs, reward, terminated, truncated, info = self._played(action)
+        record, obs, reward, terminated, truncated, info = self._played(action)
         # From here on nothing fails: a step that did leaves the lanes where they were.
         for log, word in zip(self._logs, action.astype(np.int16), strict=True):
             log += word.tobytes()
         frame = self.obs if self.spec.stack == 1 else np.ascontiguousarray(self.obs[:, -1])
-        boundary = self._was_done
+        if self._mode == "NextStep":
+            boundary = ended = self._ended_before(info)
+            was_truncated, returns, lengths = self._was_truncated, self._returns, self._lengths
+            self._returns = np.where(ended, 0.0, returns + reward)
+            self._lengths = np.where(ended, 0, lengths + 1)
+        else:
+            boundary, ended = np.zeros(self.num_lanes, np.bool_), terminated | truncated
+            was_truncated = truncated
+            returns, lengths = self._returns + reward, self._lengths + 1
+            self._returns, self._lengths = (
+                np.where(ended, 0.0, returns),
+                np.where(ended, 0, lengths),
+            )
+        episodes = tuple(
+            Episode(int(lane), float(returns[lane]), int(lengths[lane]), bool(was_truncated[lane]))
+            for lane in np.flatnonzero(ended)
+        )
+        self._was_done, self._was_truncated = terminated | truncated, truncated.copy()
+        self._record, self.obs = record, obs
+        return Step(frame, action, reward, terminated, truncated, boundary, episodes)
+
+    def _ended_before(self, info: dict[str, Any]) -> NDArray[np.bool_]:
+        """Under NEXT_STEP, lanes whose game was over before this step."""
+        ended = self._was_done
         if "episode_frame_number" in info:
             # A lost life reads terminated too, but there the game's own clock goes on.
             frames = np.asarray(info["episode_frame_number"])
-            boundary = boundary & (self._was_truncated | (frames <= self._episode_frames))
+            ended = ended & (self._was_truncated | (frames <= self._episode_frames))
             self._episode_frames = frames
-        episodes = tuple(
-            Episode(
-                int(lane),
-                float(self._returns[lane]),
-                int(self._lengths[lane]),
-                bool(self._was_truncated[lane]),
-            )
-            for lane in np.flatnonzero(boundary)
-        )
-        self._returns = np.where(boundary, 0.0, self._returns + reward)
-        self._lengths = np.where(boundary, 0, self._lengths + 1)
-        self._was_done, self._was_truncated = terminated | truncated, truncated.copy()
-        self._take_obs(obs)
-        return Step(frame, action, reward, terminated, truncated, boundary, episodes)
+        return ended
 
     def _played(
         self, action: NDArray[np.int64]
-    ) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    ) -> tuple[
+        Any, NDArray[Any], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+    ]:
         """What the environment makes of the actions, checked; changes nothing here."""
         try:
-            obs, reward, terminated, truncated, info = self._env.step(action)
-            self._check_obs(obs)
+            shown, reward, terminated, truncated, info = self._env.step(action + self._first_action)
+            record, obs = self._seen(shown)
             ends = [np.asarray(terminated), np.asarray(truncated)]
             if any(end.dtype != np.bool_ or end.shape != (self.num_lanes,) for end in ends):
                 raise EnvFault(f"terminated and truncated must be bool, got {ends}")
-            reward = np.asarray(reward, np.float32)
+            reward = np.array(reward, np.float32)
             if reward.shape != (self.num_lanes,):
                 raise EnvFault(f"reward must be one per lane, got shape {list(reward.shape)}")
             if not np.isfinite(reward).all():
                 lane = int(np.flatnonzero(~np.isfinite(reward))[0])
                 raise EnvFault(f"reward must be finite, got {reward[lane]} in lane {lane}")
+            # Copies: gymnasium hands out the same arrays at every step.
+            ends = [end.copy() for end in ends]
+            if self._mode == "Disabled" and (over := ends[0] | ends[1]).any():
+                record, obs = self._begun(over, obs)
         except Exception as error:  # whatever a foreign environment raises
             raise EnvFault(f"LaneEnv.step: {_words(error)} of {self.spec.name}") from error
-        # Copies: gymnasium hands out the same arrays at every step.
-        return obs, reward, ends[0].copy(), ends[1].copy(), info
+        return record, obs, reward, ends[0], ends[1], info
 
-    def _check_obs(self, obs: Any) -> None:
-        shape, dtype = self._seen
-        if getattr(obs, "shape", None) != shape or obs.dtype != dtype:
-            got = f"{getattr(obs, 'dtype', type(obs).__name__)} {list(getattr(obs, 'shape', ()))}"
-            raise EnvFault(f"observations must be {dtype} {list(shape)}, got {got}")
-        if obs.dtype.kind == "f":
-            finite = np.isfinite(obs).reshape(self.num_lanes, -1).all(axis=1)
-            if not finite.all():
-                lane = int(np.flatnonzero(~finite)[0])
-                raise EnvFault(
-                    f"observations must be finite, got {obs[lane].tolist()} in lane {lane}"
-                )
+    def _begun(self, over: NDArray[np.bool_], before: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+        """Begin new episodes in some lanes of an environment that does not by itself."""
+        record, obs = self._seen(self._env.reset(options={"reset_mask": over.copy()})[0])
+        if not np.array_equal(obs[~over], before[~over]):
+            raise EnvFault("reset must leave the lanes alone that options['reset_mask'] leaves out")
+        return record, obs
+
+    def _seen(self, shown: Any) -> tuple[Any, NDArray[Any]]:
+        """The record, and what is seen of it."""
+        # Many environments hand out the same arrays at every step; ALE's lanes do not.
+        record = shown if self._seeding == "array" else copy.deepcopy(shown)
+        return record, self._view(record)
 
     def state(self) -> EnvState:
         """Where the environment stands, for ``restore``; two bytes per lane step."""
@@ -293,8 +364,9 @@ class LaneEnv:
             self._seed_lanes(waits == longest)
 
     def close(self) -> None:
-        """Free the emulators."""
-        self._env.close()
+        """Free the emulators; what is lent stays open."""
+        if not self.is_lent:
+            self._env.close()
 
     def _checked(self, action: NDArray[Any]) -> NDArray[np.int64]:
         if not self._seed:
@@ -323,23 +395,3 @@ def _words(error: Exception) -> str:
     if isinstance(error, EnvFault):
         return str(error)
     return f"env must not raise, got {type(error).__name__}: {error}"
-
-
-def _is_discrete(space: Any) -> bool:
-    # By name: this module does not import gymnasium. MultiBinary has an `n` as well.
-    return any(kind.__name__ == "Discrete" for kind in type(space).__mro__)
-
-
-def _seen_shape(space: Any) -> tuple[tuple[int, ...], bool]:
-    """Shape of one observation, and whether a leading 1 was dropped: ALE's colour screens."""
-    if space.shape is None:
-        raise TypeError(
-            f"LaneEnv: env must have vector or image observations, got {space}; choose one part "
-            "or flatten them with a gymnasium wrapper (FlattenObservation)"
-        )
-    shape = tuple(int(size) for size in space.shape)
-    stack_of_one = len(shape) == 4 and shape[0] == 1
-    shape = shape[1:] if stack_of_one else shape
-    if len(shape) not in (1, 3):
-        raise ValueError(f"LaneEnv: env must have vector or image observations, got shape {shape}")
-    return shape, stack_of_one

@@ -56,6 +56,16 @@ def _check(space: Any, obs: Any, reward: Any, ends: tuple[Any, Any]) -> None:
         raise EnvFault(f"terminated and truncated must be bool, got {ends[0]!r} and {ends[1]!r}")
     if np.shape(reward) != () or not np.isfinite(reward):
         raise EnvFault(f"reward must be finite, got {reward!r}")
+    _check_obs(space, obs)
+
+
+def _check_obs(space: Any, obs: Any) -> None:
+    parts = getattr(space, "spaces", None)
+    if isinstance(parts, dict) and isinstance(obs, dict):
+        for key in parts.keys() & obs.keys():
+            _check_obs(parts[key], obs[key])
+    if getattr(space, "shape", None) is None or parts is not None:
+        return  # texts and the like; a view of them finds what it needs
     found = np.asarray(obs)
     if found.shape != space.shape or not np.can_cast(found.dtype, space.dtype, "same_kind"):
         raise EnvFault(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fastdistill._files import write_atomically
-from fastdistill.envs import EnvSpec, LaneEnv, Policy
+from fastdistill.envs import EnvSpec, LaneEnv, Policy, engine_versions
 from fastdistill.evaluation.cost import (
     describe_machine,
     latency_seconds,
@@ -48,12 +48,14 @@ class Player:
         policy: Plays.
         module: Is measured for its costs.
         facts: What else to say of it.
+        recorded: A teacher's evaluation, if that is on record; it does not play then.
     """
 
     name: str
     policy: Policy
     module: nn.Module
     facts: dict[str, Any]
+    recorded: Evaluation | None = None
 
 
 def compare(
@@ -68,8 +70,12 @@ def compare(
 ) -> dict[str, Any]:
     """Play full episodes with the teacher, then with each student, and print a line of each.
 
+    A teacher whose evaluation is on record does not play; its entry has the seed and the
+    versions of that evaluation as ``on_record``.
+
     Args:
-        teacher: The first, by whom the students are measured.
+        teacher: The first, by whom the students are measured; sees what the environment shows a
+            teacher.
         students: None of them chosen by these episodes.
         env: Made with ``training=False``.
         episodes: Of each.
@@ -82,16 +88,18 @@ def compare(
         the teacher's score above random play with its bootstrap interval, parameters,
         multiply-adds, latency.
     """
-    reference = evaluate_env(
-        teacher.policy, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
-    )
-    entry = _entry(teacher, reference, env.spec)
+    options: dict[str, Any] = {
+        "episodes": episodes,
+        "epsilon": epsilon,
+        "seed": seed,
+        "device": device,
+    }
+    reference = teacher.recorded or evaluate_env(teacher.policy, env, **options, as_teacher=True)
+    entry = _entry(teacher, reference, env.teacher_spec)
     random = random_score(teacher.policy, env, episodes=episodes, seed=seed, device=device)
     entries = []
     for student in students:
-        played = evaluate_env(
-            student.policy, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
-        )
+        played = evaluate_env(student.policy, env, **options)
         share = share_of_teacher(played.returns, reference.returns, random)
         entries.append(
             {
@@ -107,7 +115,7 @@ def compare(
         "episodes": episodes,
         "random_score": random,
         "settings": reference.settings,
-        "versions": reference.versions,
+        "versions": {**engine_versions(), "torch": str(torch.__version__)},
         "machine": describe_machine(),
         "teacher": entry,
         "students": entries,
@@ -153,13 +161,16 @@ def together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _entry(player: Player, played: Evaluation, spec: EnvSpec) -> dict[str, Any]:
     summary = asdict(summarize(played.returns, spec.name))
     mean = summary["mean"]
+    on_record = {"seed": played.seed, "versions": played.versions} if player.recorded else None
     print(
-        f"{player.name}: mean {mean['value']:.2f}, 95% [{mean['low']:.2f}, {mean['high']:.2f}]",
+        f"{player.name}: mean {mean['value']:.2f}, 95% [{mean['low']:.2f}, {mean['high']:.2f}]"
+        + (", on record in its card" if player.recorded else ""),
         file=sys.stderr,
     )
     return {
         "name": player.name,
         **player.facts,
+        **({"on_record": on_record} if on_record else {}),
         "parameters": num_parameters(player.module),
         "flops": 2 * multiply_adds(player.module, spec.obs_shape, spec.obs_dtype),
         "latency_seconds": {
@@ -179,7 +190,9 @@ def random_score(
     """Mean return of random play: on record for Atari-57, else played (``policy`` is not heard)."""
     if env.spec.name in HUMAN_SCORES:
         return HUMAN_SCORES[env.spec.name][0]
-    return evaluate_env(policy, env, episodes=episodes, epsilon=1.0, seed=seed, device=device).mean
+    return evaluate_env(
+        policy, env, episodes=episodes, epsilon=1.0, seed=seed, device=device, as_teacher=True
+    ).mean
 
 
 def share_of_teacher(

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from fastdistill import streams
 from fastdistill.envs import (
     PRESETS,
+    EnvSource,
     Episode,
     LaneEnv,
     Policy,
+    ViewSource,
     engine_versions,
     epsilon_greedy,
     make_env,
@@ -31,7 +33,7 @@ from fastdistill.envs import (
     usable_device,
 )
 from fastdistill.networks import QNetwork
-from fastdistill.teachers import load_teacher
+from fastdistill.teachers import Teacher, load_teacher
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Evaluation:
 
 def evaluate(
     policy: Policy | str | Path,
-    env_name: str,
+    env: EnvSource,
     *,
     episodes: int = 30,
     preset: str = "classic",
@@ -92,6 +94,7 @@ def evaluate(
     num_lanes: int = 10,
     device: torch.device | str = "cpu",
     max_steps: int | None = None,
+    view: ViewSource | None = None,
 ) -> Evaluation:
     """Play full episodes with the epsilon-greedy policy.
 
@@ -99,16 +102,20 @@ def evaluate(
         policy: Observations to action values; or what ``load_teacher`` takes, such as
             ``"zoo:pong"``, a checkpoint's path or a run directory. A module plays in evaluation
             mode, and is then put back; a network of several games plays as it does this one.
-        env_name: Game (``"pong"``) or gymnasium id (``"CartPole-v1"``).
+        env: Game (``"pong"``) or gymnasium id (``"CartPole-v1"``); or a function that makes a
+            ``gymnasium.Env`` (or a ``VectorEnv``), or a ``VectorEnv``, which stays open.
         episodes: How many, at least 1. Spread over the lanes beforehand.
         preset: Of ``fastdistill.envs.PRESETS``.
         epsilon: Share of random actions in [0, 1]; the preset's own by default, 0 for
             environments that are not Atari.
         seed: Non-negative. Training uses other streams of the same seed.
-        num_lanes: Lanes played at once, at most ``episodes``.
+        num_lanes: Lanes played at once, at most ``episodes``; a ``VectorEnv`` has its own.
         device: Where the policy runs.
         max_steps: Vector steps after which a RuntimeError is raised, for policies that never end
             an episode in an environment without a time limit.
+        view: What the policy sees of an environment with several observations, or of any: a key,
+            or a function of what all lanes show, ``[lanes, ...]`` each; by default what a
+            teacher's or a checkpoint's own is.
 
     Returns:
         The record of exactly ``episodes`` episodes.
@@ -123,13 +130,15 @@ def evaluate(
     if num_lanes < 1:
         raise ValueError(f"evaluate: num_lanes must be at least 1, got {num_lanes}")
     device = usable_device(device)
-    env = make_env(env_name, min(num_lanes, episodes), preset=preset, training=False)
+    if isinstance(policy, (str, Path)):
+        policy = load_teacher(policy, env, device=device, view=view)
+    if view is None and isinstance(policy, Teacher):
+        view = policy.view
+    lanes = make_env(env, min(num_lanes, episodes), preset=preset, training=False, view=view)
     try:
-        if isinstance(policy, (str, Path)):
-            policy = load_teacher(policy, env, device=device)
         return evaluate_env(
             policy,
-            env,
+            lanes,
             episodes=episodes,
             epsilon=epsilon,
             seed=seed,
@@ -137,7 +146,7 @@ def evaluate(
             max_steps=max_steps,
         )
     finally:
-        env.close()
+        lanes.close()
 
 
 def evaluate_env(
@@ -149,8 +158,9 @@ def evaluate_env(
     seed: int = 1,
     device: torch.device | str = "cpu",
     max_steps: int | None = None,
+    as_teacher: bool = False,
 ) -> Evaluation:
-    """``evaluate`` on an environment of the caller's, made with ``training=False``."""
+    """``evaluate`` in lanes made with ``training=False``, by the teacher's view or the other."""
     spec = env.spec
     if isinstance(policy, QNetwork) and policy.games:
         policy = policy.for_task(spec.name)
@@ -162,7 +172,7 @@ def evaluate_env(
     quota = episodes // env.num_lanes + (np.arange(env.num_lanes) < episodes % env.num_lanes)
     actor = EpsilonGreedy(policy, epsilon, spec.num_actions, seed, device)
     with _evaluation_mode(policy):
-        flat = _play(actor, env, quota, seed, max_steps)
+        flat = _play(actor, env, quota, seed, max_steps, as_teacher)
     return Evaluation(
         env=spec.name,
         preset=preset,
@@ -183,6 +193,7 @@ def _play(
     quota: NDArray[np.int64],
     seed: int,
     max_steps: int | None,
+    as_teacher: bool,
 ) -> list[Episode]:
     """The first ``quota`` episodes of each lane, lane after lane."""
     env.reset(streams.words(seed, streams.EVALUATION))
@@ -190,7 +201,7 @@ def _play(
     episodes = remaining = int(quota.sum())
     steps = 0
     while remaining:
-        step = env.step(actor(env.obs))
+        step = env.step(actor(env.teacher_obs if as_teacher else env.obs))
         steps += 1
         for episode in step.episodes:
             if len(played[episode.lane]) < quota[episode.lane]:

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdistill.envs import PRESETS, Policy
+from fastdistill.envs import PRESETS, EnvSource, Policy, ViewSource
 from fastdistill.evaluation.play import Evaluation, evaluate
 from fastdistill.evaluation.statistics import Interval, bootstrap_interval
+from fastdistill.teachers import Teacher
 
 # Of the way from random play to the reported score; below it a teacher has not been understood.
 _LIKE_RANDOM = 0.1
@@ -55,7 +56,7 @@ class Verification:
 
 def verify_teacher(
     teacher: Policy,
-    env_name: str,
+    env: EnvSource,
     reported: float | Sequence[float] | None = None,
     *,
     episodes: int = 30,
@@ -64,6 +65,7 @@ def verify_teacher(
     seed: int = 1,
     num_lanes: int = 10,
     device: torch.device | str = "cpu",
+    view: ViewSource | None = None,
 ) -> Verification:
     """Play full episodes and say whether preset or wrappers are likely wrong.
 
@@ -72,7 +74,7 @@ def verify_teacher(
 
     Args:
         teacher: Observations to action values or logits: a ``Teacher``, or a module.
-        env_name: Game or gymnasium id.
+        env: Game, gymnasium id, or an environment of yours (see ``evaluate``).
         reported: The mean score that its author names, or ``(low, high)``; of raw rewards and
             whole games. A single number is taken to be 5% uncertain.
         episodes: How many, of the teacher under each preset and of random play.
@@ -81,6 +83,7 @@ def verify_teacher(
         seed: Of resets and random actions.
         num_lanes: Lanes played at once.
         device: Where the teacher runs.
+        view: What it sees, see ``evaluate``.
 
     Raises:
         ValueError: ``reported`` is no finite number or interval, or the teacher's values are not
@@ -91,15 +94,18 @@ def verify_teacher(
     def play(policy: Policy, preset: str, epsilon: float | None) -> Evaluation:
         return evaluate(
             policy,
-            env_name,
+            env,
             episodes=episodes,
             preset=preset,
             epsilon=epsilon,
             seed=seed,
             num_lanes=num_lanes,
             device=device,
+            view=view,
         )
 
+    if view is None and isinstance(teacher, Teacher):
+        view = teacher.view
     counted = _Counted(teacher)
     played = play(counted, preset, epsilon)
     shares = counted.shares()
@@ -112,7 +118,7 @@ def verify_teacher(
         for other in sorted(set(PRESETS) - {preset}):
             scores[other] = _mean(play(teacher, other, epsilon))
     return Verification(
-        env=env_name,
+        env=played.env,
         preset=played.preset,
         score=score,
         random=random,

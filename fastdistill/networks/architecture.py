@@ -12,6 +12,15 @@ from fastdistill._files import is_int, shown
 # Kernel size and stride of each convolution; Mnih et al. 2015.
 CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
 
+# Images whose smaller side is below 36 pixels, which those would leave nothing of, by that side:
+# what is left is 1 x 1 to 7 x 7, the paper's for 84 x 84.
+_SMALL = (
+    (7, ((3, 1), (3, 1), (3, 1))),
+    (14, ((3, 2), (3, 1), (3, 1))),
+    (24, ((3, 2), (3, 2), (3, 1))),
+    (36, CONVOLUTIONS),
+)
+
 # Far beyond any network of this kind. A file that asks for more wants time and memory, not a
 # network: sizes within these can be multiplied and built without weights in milliseconds.
 MAX_SIZE, MAX_LAYERS, MAX_HEADS = 65_536, 32, 256
@@ -24,7 +33,7 @@ class Architecture:
     Attributes:
         obs_shape: ``(planes, height, width)`` of uint8 images or ``(features,)`` of floats.
         num_actions: Outputs of each head; a single-task network has one entry.
-        channels: Filters of the three convolutions (images only).
+        channels: Filters of the three convolutions (images only); see ``convolutions``.
         hidden: Units of the fully connected layers after them.
         head_hidden: Units of a layer of its own in each head, 0 for none. The paper's multi-task
             networks have 128.
@@ -118,6 +127,23 @@ class Architecture:
             return cls(**fields)
         except TypeError as error:
             raise ValueError(f"Architecture.from_json: {shown(str(error))}") from error
+
+
+def convolutions(obs_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Kernel size and stride of each convolution of a network for these images.
+
+    Args:
+        obs_shape: ``(planes, height, width)``.
+
+    Raises:
+        ValueError: They are smaller than 7 x 7 pixels.
+    """
+    side = min(obs_shape[1:])
+    if side < _SMALL[0][0]:
+        raise ValueError(
+            f"convolutions: obs_shape must be at least 7 x 7 pixels, got {shown(obs_shape)}"
+        )
+    return next(layers for least, layers in reversed(_SMALL) if side >= least)
 
 
 # The fields that are tuples of sizes.

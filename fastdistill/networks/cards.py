@@ -56,6 +56,7 @@ def _are_games(value: object) -> bool:
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kind": (f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
     "game": ("a name", _is_word),
+    "view": ("a key of observations", _is_word),
     "action_meanings": (
         "a list of names",
         lambda value: isinstance(value, list) and all(map(_is_word, value)),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdistill.networks import convolutions as frames
-from fastdistill.networks.architecture import CONVOLUTIONS, Architecture
+from fastdistill.networks.architecture import Architecture, convolutions
 
 # Added to each pixel's deviation (of 255): a pixel that never moved must not blow up when it does.
 _STD_FLOOR = 0.02 * 255
@@ -59,24 +59,20 @@ class QNetwork(nn.Module):
         self.register_buffer("obs_scale", torch.full(shape, 1 / 255 if is_image else 1.0))
         self.games = ()
         self._clips = is_image
+        stack = convolutions(architecture.obs_shape) if is_image else ()
         self.uses_frames = is_image and frames.fits(
-            architecture.obs_shape, architecture.channels, CONVOLUTIONS
+            architecture.obs_shape, architecture.channels, stack
         )
         layers: list[nn.Module] = []
         size = architecture.obs_shape[0]
         if is_image:
             height, width = frame_shape
-            for filters, (kernel, stride) in zip(architecture.channels, CONVOLUTIONS, strict=True):
+            for filters, (kernel, stride) in zip(architecture.channels, stack, strict=True):
                 layers.append(nn.Conv2d(size, filters, kernel, stride))
                 if architecture.layer_norm:
                     layers.append(nn.GroupNorm(1, filters))
                 layers.append(nn.ReLU(inplace=True))
                 height, width = ((extent - kernel) // stride + 1 for extent in (height, width))
-                if min(height, width) < 1:
-                    raise ValueError(
-                        "QNetwork: obs_shape must be at least 36 x 36 pixels, "
-                        f"got {architecture.obs_shape}"
-                    )
                 size = filters
             layers.append(nn.Flatten())
             size *= height * width

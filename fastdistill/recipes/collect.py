@@ -21,14 +21,14 @@ from torch import Tensor
 
 from fastdistill import streams
 from fastdistill._files import shown, unwritable
-from fastdistill.envs import LaneEnv
+from fastdistill.envs import LaneEnv, make_env
 from fastdistill.networks.checkpoint import (
     CheckpointError,
     read_checkpoint,
     versions,
     write_checkpoint,
 )
-from fastdistill.recipes.tasks import play_env
+from fastdistill.recipes.tasks import share_of_cores
 from fastdistill.teachers import Teacher, load_teacher, recorded_game
 from fastdistill.training.collector import Collector
 from fastdistill.training.counters import Counters
@@ -98,7 +98,8 @@ def collect(
     game = game or recorded_game(teacher.card)
     if not game:
         raise ValueError("collect: game must be given, the teacher does not name one")
-    with closing(play_env(game, num_lanes, preset)) as env:
+    made = make_env(game, num_lanes, preset=preset, training=False, num_threads=share_of_cores())
+    with closing(made) as env:
         teacher.check(env)
         settings = {
             "shard": [index, count],

@@ -20,17 +20,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdistill.envs import EnvFault, EnvSpec
+from fastdistill.networks import num_parameters
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.judging import Judges, evaluate
 from fastdistill.recipes.sources import Source, open_source
+from fastdistill.recipes.tasks import Given
 from fastdistill.report import try_report
-from fastdistill.teachers import Teacher
-from fastdistill.training.learners.student import OWN, OwnStudent, make_students
+from fastdistill.training.learners.student import OWN, OwnStudent, Student, make_students
 from fastdistill.training.optimizing import linear
 from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
 from fastdistill.training.publishing import load_student
 from fastdistill.training.ranks import open_ranks
-from fastdistill.training.run import Run, Stop
+from fastdistill.training.run import Run, Stop, say
 from fastdistill.training.state import select, under
 from fastdistill.training.students import Students
 from fastdistill.training.task import Task
@@ -73,7 +74,7 @@ class DistillResult:
 def train(
     config: DistillConfig,
     *,
-    teachers: Sequence[Teacher] | None = None,
+    given: Given | None = None,
     student: OwnStudent | None = None,
     resume: bool = False,
     stop: Stop | None = None,
@@ -82,8 +83,8 @@ def train(
 
     Args:
         config: Everything that can be chosen.
-        teachers: Of the games, instead of ``config.teacher``, which then is only their name in the
-            records.
+        given: What ``config`` cannot hold: modules, environments and functions, which then are
+            only named in it.
         student: The module, or what makes it, where ``config.student`` is ``"own"``.
         resume: Continue the run in ``config.run_dir`` with its own configuration.
         stop: Asked between steps whether to stop with a checkpoint.
@@ -98,7 +99,7 @@ def train(
         ranks = opened.enter_context(open_ranks(pick_device(config.device)))
         run = Run("distill", config, resume=resume, unit="updates", stop=stop, ranks=ranks)
         config = run.config
-        tasks, source = open_source(config, teachers, ranks, opened)
+        tasks, source = open_source(config, given or Given(), ranks, opened)
         parts = _Parts(config, run, tasks, source, student)
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
@@ -158,6 +159,7 @@ class _Parts:
             own=own,
             ranks=run.ranks,
         )
+        _say_sizes(learners, tasks)
         self.students = Students(
             learners,
             tasks,
@@ -238,7 +240,8 @@ class _Parts:
         if not self.run.ranks.is_first:
             return
         seconds = self.run.at.training_seconds
-        scores = self.students.score(self.judges.games)
+        with self.source.set_aside():
+            scores = self.students.score(self.judges.games)
         self.run.write({"time/training_seconds": seconds, **scores})
 
     def checkpoint(self) -> None:
@@ -273,3 +276,15 @@ class _Parts:
         if not self.run.ranks.is_first:
             return {}
         return evaluate(self.config, self.run, self.tasks, self.students, self.judges, self.own)
+
+
+def _say_sizes(students: Sequence[Student], tasks: Sequence[Task]) -> None:
+    """A size is a share of the paper's network; here, what it is of this teacher."""
+    whole = num_parameters(tasks[0].teacher.module)
+    if len(tasks) > 1 or not whole:
+        return
+    for size, student in {student.size: student for student in students}.items():
+        number = num_parameters(student.network)
+        percent = 100 * number / whole
+        digits = 0 if percent >= 10 else 1
+        say(f"student {size}: {number:,} parameters, {percent:,.{digits}f}% of the teacher's")

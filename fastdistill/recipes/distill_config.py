@@ -54,6 +54,10 @@ class DistillConfig:
     """
     damaged: str = "refuse"
     """Data that cannot be read: refuse, or skip and name it."""
+    teacher_view: str | None = None
+    """Where observations have several parts (a Dict), the key of what the teacher sees."""
+    student_view: str | None = None
+    """The key of what students see, and of what the replay keeps."""
     task_weights: str = "balanced"
     """Shares of the games in a batch, with commas between: 1,1,2."""
     preset: str = "classic"
@@ -107,6 +111,8 @@ class DistillConfig:
     evaluation_episodes: int = 30
     """Full episodes of teacher and students at the end, none of which chose a student; 0 for none.
     """
+    evaluate_teacher: bool = False
+    """Play the teacher's episodes even where its card has as many on record, played likewise."""
     checkpoint_every_updates: int = 2_500
     """Updates between checkpoints."""
     log_every_updates: int = 100

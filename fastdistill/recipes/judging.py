@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastdistill.envs import LaneEnv
+from fastdistill.envs import LaneEnv, make_env
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
+from fastdistill.evaluation.recorded import recorded_evaluation
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import play_env
+from fastdistill.recipes.tasks import share_of_cores
 from fastdistill.training.configuration import command_line
 from fastdistill.training.learners.student import OwnStudent
 from fastdistill.training.publishing import publish_student
@@ -31,7 +32,15 @@ class Judges:
         """The environments; half a second to make, so only if they are wanted."""
         if not self._games:
             self._games = [
-                play_env(task.name, self._num_lanes, task.spec.preset or self._preset)
+                make_env(
+                    task.source or task.name,
+                    self._num_lanes,
+                    preset=task.spec.preset or self._preset,
+                    training=False,
+                    num_threads=share_of_cores(),
+                    view=task.student_view,
+                    teacher_view=task.teacher.view,
+                )
                 for task in self._tasks
             ]
         return self._games
@@ -67,7 +76,7 @@ def evaluate(
         return {}
     records = [
         compare(
-            Player("teacher", task.teacher, task.teacher.module, {}),
+            _teacher(config, task),
             students.players(own, place),
             env,
             episodes=config.evaluation_episodes,
@@ -84,3 +93,12 @@ def evaluate(
     publish_student(run.directory, students.learning[0].name)
     write_evaluation(run.directory, record)
     return record
+
+
+def _teacher(config: DistillConfig, task: Task) -> Player:
+    recorded = None
+    if not config.evaluate_teacher:
+        recorded = recorded_evaluation(
+            task.teacher.card, task.spec, episodes=config.evaluation_episodes
+        )
+    return Player("teacher", task.teacher, task.teacher.module, {}, recorded)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import open_data, open_tasks
-from fastdistill.teachers import Teacher
+from fastdistill.recipes.tasks import Given, open_data, open_tasks
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_actors import LabelledActors
 from fastdistill.training.labelled_play import LabelledPlay
@@ -22,12 +21,12 @@ Source = Callable[[Sequence[Student], Counters], LabelledPlay | LabelledShards |
 
 
 def open_source(
-    config: DistillConfig, teachers: Sequence[Teacher] | None, ranks: Ranks, opened: ExitStack
+    config: DistillConfig, given: Given, ranks: Ranks, opened: ExitStack
 ) -> tuple[list[Task], Source]:
     """The tasks, and their states: from play, or from what was played before."""
     capacity = ranks.part_of("replay_capacity", config.replay_capacity)
     if config.directories:
-        tasks, collections = open_data(config, teachers, ranks.device)
+        tasks, collections = open_data(config, given, ranks.device)
 
         def read(students: Sequence[Student], counters: Counters) -> LabelledShards:
             return LabelledShards(
@@ -46,7 +45,7 @@ def open_source(
             raise ValueError(
                 f"distill: engine must be local with several ranks, got {config.engine!r}"
             )
-        tasks, _ = open_tasks(config, teachers, ranks.device, 1, opened)
+        tasks, _ = open_tasks(config, given, ranks.device, 1, opened)
 
         def ask(students: Sequence[Student], counters: Counters) -> LabelledActors:
             source = LabelledActors(
@@ -64,7 +63,7 @@ def open_source(
 
         return tasks, ask
     lanes = ranks.part_of("num_lanes", config.num_lanes)
-    tasks, envs = open_tasks(config, teachers, ranks.device, lanes, opened)
+    tasks, envs = open_tasks(config, given, ranks.device, lanes, opened)
 
     def play(students: Sequence[Student], counters: Counters) -> LabelledPlay:
         return LabelledPlay(

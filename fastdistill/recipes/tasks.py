@@ -6,11 +6,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from fastdistill.envs import LaneEnv, make_env
+from fastdistill.envs import BROUGHT, FUNCTION, EnvSource, EnvSpec, LaneEnv, ViewSource, make_env
 from fastdistill.teachers import DEFAULT_TEMPERATURES, Teacher, load_teacher, recorded_game
 from fastdistill.training.ranks import local_world
 from fastdistill.training.run import say
@@ -20,6 +23,26 @@ from fastdistill.training.task import Task, check_games
 DEFAULT_TEACHER = "zoo:pong"
 # Recorded in the place of a teacher that only lives in memory.
 MODULE = "a module"
+
+# What a teacher may be given as.
+TeacherSource = Teacher | nn.Module | str | Path
+
+
+@dataclass(frozen=True)
+class Given:
+    """What Python gives of a distillation that a configuration cannot hold.
+
+    Attributes:
+        teachers: Of the games, instead of those that the configuration names; empty otherwise.
+        envs: Likewise, of what the games are made.
+        teacher_view: A function, what teachers see.
+        student_view: A function, what students see.
+    """
+
+    teachers: tuple[TeacherSource, ...] = ()
+    envs: tuple[EnvSource, ...] = ()
+    teacher_view: ViewSource | None = None
+    student_view: ViewSource | None = None
 
 
 class TasksConfig(Protocol):
@@ -46,6 +69,14 @@ class TasksConfig(Protocol):
         """Whose, of the collections."""
 
     @property
+    def teacher_view(self) -> str | None:
+        """A key of observations, or ``FUNCTION``."""
+
+    @property
+    def student_view(self) -> str | None:
+        """Likewise."""
+
+    @property
     def preset(self) -> str:
         """Of Atari games."""
 
@@ -63,25 +94,22 @@ class TasksConfig(Protocol):
 
 
 def open_tasks(
-    config: TasksConfig,
-    teachers: Sequence[Teacher] | None,
-    device: torch.device,
-    num_lanes: int,
-    opened: ExitStack,
+    config: TasksConfig, given: Given, device: torch.device, num_lanes: int, opened: ExitStack
 ) -> tuple[list[Task], list[LaneEnv]]:
     """Load the teachers, make their environments, and check that all of it fits together.
 
     Args:
         config: Of the distillation.
-        teachers: Instead of those that ``config`` names.
-        device: Where they run.
+        given: What it cannot hold.
+        device: Where teachers run.
         num_lanes: Of each game, in this process.
         opened: Closes the environments.
 
     Raises:
         ValueError: In words, where something does not fit.
     """
-    number = len(config.teachers if teachers is None else teachers)
+    sources = given.teachers or config.teachers
+    number = len(sources)
     _check_number("game", config.games, number)
     _check_number("task_weights", config.weights, number)
     least = 4 * config.num_lanes * number
@@ -90,40 +118,59 @@ def open_tasks(
             f"DistillConfig: learning_starts_steps must be at least 4 * num_lanes{_each(number)} = "
             f"{least}, got {config.learning_starts_steps}"
         )
-    asked: Sequence[str | None] = config.games or [None] * number
-    if teachers is None:
-        if MODULE in config.teachers:
-            raise ValueError(
-                "distill: teacher must be one that a file holds, got a module of the process that "
-                "began this run; continue it in Python, with the same module: "
-                "fastdistill.distill(module, ..., run_dir=..., resume=True)"
-            )
-        teachers = [
-            load_teacher(source, game, device=device)
-            for source, game in zip(config.teachers, asked, strict=True)
-        ]
+    if MODULE in config.teachers and not given.teachers:
+        raise ValueError(
+            "distill: teacher must be one that a file holds, got a module of the process that "
+            "began this run; continue it in Python, with the same module: "
+            "fastdistill.distill(module, ..., run_dir=..., resume=True)"
+        )
+    if BROUGHT in config.games and not given.envs:
+        raise ValueError(
+            "distill: env must be given again as the environment that it was, got 'an "
+            "environment'; call fastdistill.distill(..., env) from Python"
+        )
+    teacher_view = _view("teacher_view", config.teacher_view, given.teacher_view)
+    student_view = _view("student_view", config.student_view, given.student_view)
+    asked: Sequence[EnvSource | None] = given.envs or config.games or [None] * number
     tasks, envs = [], []
-    for place, (teacher, name) in enumerate(zip(teachers, asked, strict=True)):
-        game = name or recorded_game(teacher.card)
+    for place, (source, name) in enumerate(zip(sources, asked, strict=True)):
+        teacher = _teacher(source, name, teacher_view, device)
+        game = name if name is not None else recorded_game(teacher.card)
         if not game:
             raise ValueError("distill: game must be given, the teacher does not name one")
-        env = opened.enter_context(closing(play_env(game, num_lanes, config.preset)))
+        env = make_env(
+            game,
+            num_lanes,
+            preset=config.preset,
+            training=False,
+            num_threads=share_of_cores(),
+            view=student_view,
+            teacher_view=teacher.view,
+        )
+        opened.enter_context(closing(env))
+        if env.num_lanes != num_lanes:
+            raise ValueError(
+                f"distill: num_lanes must be the {env.num_lanes} of the vector environment, "
+                f"got {num_lanes}"
+            )
         teacher.check(env)
         weight = config.weights[place] if config.weights else 1.0
-        tasks.append(Task(env.spec, teacher, _temperature(config, teacher), weight))
+        task = Task(env.spec, teacher, _temperature(config, teacher), weight)
+        task.source, task.student_view = game, student_view
+        tasks.append(task)
         envs.append(env)
     check_games("distill", [task.spec for task in tasks])
     return tasks, envs
 
 
 def open_data(
-    config: TasksConfig, teachers: Sequence[Teacher] | None, device: torch.device
+    config: TasksConfig, given: Given, device: torch.device
 ) -> tuple[list[Task], list[Collection]]:
     """Open collections of played games, and load the teachers that labelled them.
 
     Args:
         config: Of the distillation.
-        teachers: Instead of those that the collections name.
+        given: What it cannot hold.
         device: Where they, and the students, run.
 
     Raises:
@@ -140,10 +187,9 @@ def open_data(
         )
     # The default stands for those on record.
     is_named = config.teachers != (DEFAULT_TEACHER,) and MODULE not in config.teachers
-    asked = config.teachers if is_named else ()
+    asked: Sequence[TeacherSource] = config.teachers if is_named else ()
+    asked = given.teachers or asked
     _check_number("teacher", asked, number)
-    if teachers is not None:
-        _check_number("teacher", teachers, number)
     tasks = []
     for place, collection in enumerate(collections):
         if config.games:
@@ -156,16 +202,13 @@ def open_data(
         else:
             recorded_game({"game": collection.spec.name})
         recorded = collection.labelled_by()
-        if teachers is None:
-            source = asked[place] if asked else recorded.get("source")
-            if not isinstance(source, str):
-                raise ValueError(
-                    f"distill: teacher of {collection.directory} must be one that can be loaded, "
-                    "got a module; give it again: fastdistill.distill(module, data=...)"
-                )
-            teacher = load_teacher(source, collection.spec, device=device)
-        else:
-            teacher = teachers[place]
+        source = asked[place] if asked else recorded.get("source")
+        if source is None:
+            raise ValueError(
+                f"distill: teacher of {collection.directory} must be one that can be loaded, "
+                "got a module; give it again: fastdistill.distill(module, data=...)"
+            )
+        teacher = _teacher(source, collection.spec, None, device)
         teacher.check(collection.spec)
         if _digest(recorded) not in (None, _digest(teacher.describe())):
             raise ValueError(
@@ -185,13 +228,30 @@ def _digest(described: dict[str, Any]) -> Any:
     return weights.get("sha256") if isinstance(weights, dict) else None
 
 
-def play_env(game: str, num_lanes: int, preset: str) -> LaneEnv:
-    """An environment to play in, as evaluations do."""
-    # A thread per core: here the emulators take longer than the students, unlike in teaching. Of
-    # several games one at a time is stepped, and the threads of the others wait. The ranks of one
-    # machine share its cores.
-    threads = max(1, (os.cpu_count() or 1) // local_world())
-    return make_env(game, num_lanes, preset=preset, training=False, num_threads=threads)
+def share_of_cores() -> int:
+    """Emulator threads of this process: the ranks of one machine share its cores."""
+    return max(1, (os.cpu_count() or 1) // local_world())
+
+
+def _teacher(
+    source: TeacherSource,
+    game: EnvSource | EnvSpec | None,
+    view: ViewSource | None,
+    device: torch.device,
+) -> Teacher:
+    if not isinstance(source, Teacher):
+        return load_teacher(source, game, device=device, view=view)
+    return source if view is None else replace(source, view=view)
+
+
+def _view(name: str, said: str | None, given: ViewSource | None) -> ViewSource | None:
+    """A key that the configuration says, or the function that it was given beside it."""
+    if said == FUNCTION and not callable(given):
+        raise ValueError(
+            f"distill: {name} must be given again as the function that it was, got {FUNCTION!r}; "
+            f"call fastdistill.distill(..., {name}=function) from Python"
+        )
+    return given if said == FUNCTION else said
 
 
 def _temperature(config: TasksConfig, teacher: Teacher) -> float:

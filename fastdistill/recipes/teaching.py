@@ -25,6 +25,8 @@ from fastdistill.training.publishing import games_card
 from fastdistill.training.run import Run
 from fastdistill.training.selection import Best
 
+_MAX_LANES = 10  # at once, in games that judge
+
 
 @dataclass(frozen=True)
 class TeacherResult:
@@ -307,7 +309,9 @@ def _sides(
 def _score(record: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     """What a card says of an evaluation."""
     score = {key: record[key] for key in ("preset", "epsilon", "seed", "settings", "versions")}
-    return score | {key: entry[key] for key in ("returns", "lengths_steps", "summary")}
+    score["num_lanes"] = min(_MAX_LANES, record["episodes"])
+    of_it = ("returns", "lengths_steps", "truncated", "summary")
+    return score | {key: entry[key] for key in of_it}
 
 
 def _level(games: Sequence[LaneEnv], scores: Sequence[float]) -> float:
@@ -325,7 +329,9 @@ def judging_games(config: TeachingConfig, num_lanes: int) -> Iterator[list[LaneE
     with ExitStack() as opened:
         yield [
             opened.enter_context(
-                closing(make_env(game, min(10, num_lanes), preset=config.preset, training=False))
+                closing(
+                    make_env(game, min(_MAX_LANES, num_lanes), preset=config.preset, training=False)
+                )
             )
             for game in config.games
         ]

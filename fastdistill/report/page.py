@@ -276,6 +276,9 @@ def _table_note(results: Results) -> str:
     note += "are of one forward pass, FLOPs for one observation (two per multiply-add)."
     if any(len(player.names) > 1 for player in results.students):
         note += " Intervals over several seeds resample the seeds, then their episodes."
+    if results.teacher_on_record:
+        note += " The teacher’s episodes were not played in this run: they are on record in its "
+        note += "card, played with the same settings."
     return note
 
 
@@ -286,6 +289,7 @@ def _setting(results: Results) -> dict[str, Any]:
         "preset": results.preset,
         "epsilon": results.epsilon,
         "episodes": results.episodes,
+        "teacher’s episodes": "on record in its card" if results.teacher_on_record else "",
         "evaluation seed": results.seed,
         "training seeds": ", ".join(map(str, seeds)),
     }

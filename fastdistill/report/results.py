@@ -93,6 +93,7 @@ class Results:
         training_seconds: Of the whole run.
         teacher: The teacher.
         students: One per loss and size, in the file's order.
+        teacher_on_record: Whether the teacher's episodes are its card's, not of this run.
         machine: What it ran on.
         commands: That made it.
         config: Of the recipe; empty where the run has no ``config.json``.
@@ -112,6 +113,7 @@ class Results:
     commands: tuple[str, ...]
     config: dict[str, Any]
     versions: dict[str, Any]
+    teacher_on_record: bool = False
 
 
 def read_evaluation(run_dir: Path) -> dict[str, Any]:
@@ -195,6 +197,7 @@ def read_results(
         commands=tuple(str(line) for line in evaluation.get("commands") or ()),
         config=_mapping(run.get("config")),
         versions=_mapping(run.get("versions")),
+        teacher_on_record=bool(_mapping(evaluation["teacher"].get("on_record"))),
     )
 
 

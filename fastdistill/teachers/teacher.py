@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from contextlib import closing
+from contextlib import ExitStack, closing
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdistill.envs import EnvSpec, LaneEnv, make_env, usable_device
+from fastdistill.envs import (
+    BROUGHT,
+    FUNCTION,
+    EnvSource,
+    EnvSpec,
+    LaneEnv,
+    ViewSource,
+    make_env,
+    usable_device,
+    view_name,
+)
 from fastdistill.networks.cards import KINDS
 from fastdistill.networks.checkpoint import load_network
 from fastdistill.networks.games import game_card
@@ -44,6 +54,8 @@ class Teacher:
         device: Where it runs.
         kind: What its values are: ``q_values``, ``logits`` or ``log_probs``.
         source: What it can be loaded from again, here or on a command line; None for a module.
+        view: What it sees of an environment's observations: a key, a function of them, or None for
+            all.
         version: Rises when its values change; a frozen teacher's stays 0.
     """
 
@@ -52,20 +64,21 @@ class Teacher:
     device: torch.device
     kind: str = "q_values"
     source: str | None = None
+    view: ViewSource | None = None
     version: int = 0
 
     def check(self, env: LaneEnv | EnvSpec) -> None:
         """Refuse, in words, an environment that this teacher does not fit.
 
         Args:
-            env: The environment, or its description.
+            env: Made with this teacher's ``view`` as its ``teacher_view``; or its description.
 
         Raises:
             ValueError: Observations, actions, their meanings or the game differ, or the outputs
                 are not finite ``[batch, env.num_actions]`` values.
             TypeError: The module returns something else than a tensor.
         """
-        spec = env if isinstance(env, EnvSpec) else env.spec
+        spec = env if isinstance(env, EnvSpec) else env.teacher_spec
         if self.card:
             _check_card(self.card, spec)
         _check_outputs(self, spec)
@@ -86,14 +99,16 @@ class Teacher:
     def describe(self) -> dict[str, Any]:
         """For cards and records: where it is from, and what it is."""
         known = {key: self.card.get(key) for key in ("game", "parameters", "weights")}
-        return {"source": self.source, "kind": self.kind, **known}
+        view = {} if self.view is None else {"view": view_name(self.view)}
+        return {"source": self.source, "kind": self.kind, **view, **known}
 
 
 def load_teacher(
     source: str | Path | nn.Module,
-    env: LaneEnv | EnvSpec | str | None = None,
+    env: LaneEnv | EnvSpec | EnvSource | None = None,
     *,
     kind: str | None = None,
+    view: ViewSource | None = None,
     device: torch.device | str = "cpu",
 ) -> Teacher:
     """A teacher, checked against an environment.
@@ -108,12 +123,14 @@ def load_teacher(
             ``[batch, env.num_actions]`` values. A module is
             copied: the caller's own stays as it is, and what it learns later does not reach the
             teacher.
-        env: What it will be asked about: lanes, their description, or the name of a game or
-            gymnasium id. By default a checkpoint is checked against its own game, and a module
-            later, by whoever uses it. Of a checkpoint of several games it says which one is to be
-            taught.
+        env: What it will be asked about: lanes, their description, the name of a game or gymnasium
+            id, or an environment of yours (see ``fastdistill.evaluate``). By default a checkpoint
+            is checked against its own game, and a module later, by whoever uses it. Of a checkpoint
+            of several games it says which one is to be taught.
         kind: What its values are: ``"q_values"``, ``"logits"`` or ``"log_probs"``; by default what
             a checkpoint says, and Q-values for a module.
+        view: What it sees of an environment with several observations, or of any: a key, or a
+            function of what all lanes show, ``[lanes, ...]`` each. A checkpoint remembers a key.
         device: Where it will run.
 
     Raises:
@@ -127,22 +144,19 @@ def load_teacher(
         (2, 6)
     """
     card: dict[str, Any] = {}
-    if isinstance(env, str):
-        with closing(make_env(env, 1)) as lanes:
-            return load_teacher(source, lanes, kind=kind, device=device)
-    spec = env.spec if isinstance(env, LaneEnv) else env
     module: nn.Module
     if isinstance(source, nn.Module):
         module = _copy(source)
     elif isinstance(source, str) and (names := _members(source)):
         together = DrawnEnsemble if "|" in source else Ensemble
-        module, card = _ensemble(together, [load_teacher(name, spec) for name in names])
+        teachers = [load_teacher(name, env, view=view) for name in names]
+        module, card = _ensemble(together, teachers)
     elif isinstance(source, str) and source.startswith("sb3:"):
         module, card = load_sb3(source.removeprefix("sb3:"))
     elif isinstance(source, str) and source.startswith("cleanrl:"):
         module, card = load_cleanrl(source.removeprefix("cleanrl:"))
     elif isinstance(source, (str, Path)):
-        module, card = _one_game(*load_network(checkpoint_path(source)), spec)
+        module, card = load_network(checkpoint_path(source))
     else:
         raise TypeError(
             "load_teacher: source must be a checkpoint path, 'zoo:NAME', 'sb3:FILE', "
@@ -150,24 +164,36 @@ def load_teacher(
             f"got {type(source).__name__}"
             f"{'; give its .module()' if hasattr(source, 'graph_module') else ''}"
         )
-    kind = kind or card.get("kind", "q_values")
-    if kind not in KINDS:
-        raise ValueError(f"load_teacher: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    device = usable_device(device)
+    view = view or card.get("view")
+    if view == FUNCTION:
+        raise ValueError(
+            f"load_teacher: view must be given again as the function that it was, got {view!r}"
+        )
+    with ExitStack() as opened:
+        if env is None and not _games(module):
+            env = recorded_game(card)
+        if env is not None and not isinstance(env, (LaneEnv, EnvSpec)):
+            env = opened.enter_context(closing(make_env(env, 1, view=view, teacher_view=view)))
+        module, card = _one_game(module, card, env)
+        kind = kind or card.get("kind", "q_values")
+        if kind not in KINDS:
+            raise ValueError(f"load_teacher: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        name = None if isinstance(source, nn.Module) else str(source)
+        device = usable_device(device)
+        teacher = Teacher(_frozen(module, device), card, device, kind, name, view)
+        if env is not None:
+            teacher.check(env)
+    return teacher
+
+
+def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
     module = module.to(device)
     for parameter in module.parameters():  # a ScriptModule has no requires_grad_ of its own
         parameter.requires_grad_(False)
     # An exported program has one mode, and refuses to be told.
     with contextlib.suppress(NotImplementedError):
         module = module.eval()
-    name = None if isinstance(source, nn.Module) else str(source)
-    teacher = Teacher(module, card, device, kind, name)
-    if spec is not None:
-        teacher.check(spec)
-    elif (game := recorded_game(card)) is not None:
-        with closing(make_env(game, 1)) as lanes:
-            teacher.check(lanes)
-    return teacher
+    return module
 
 
 def _members(source: str) -> list[str]:
@@ -195,26 +221,38 @@ def _ensemble(
             f"load_teacher: teachers with + or | between them must be of one game, got "
             f"{', '.join(sorted(map(str, games)))}"
         )
+    if len({teacher.view for teacher in teachers}) > 1:
+        raise ValueError(
+            "load_teacher: teachers with + or | between them must have one view, got "
+            f"{', '.join(str(view_name(teacher.view)) for teacher in teachers)}"
+        )
     temperatures = [DEFAULT_TEMPERATURES[teacher.kind] for teacher in teachers]
     module = together([teacher.module for teacher in teachers], temperatures)
     same = ("game", "action_meanings", "environment", "architecture", "obs_shape", "num_actions")
     first = teachers[0].card
-    card = {key: first[key] for key in same if key in first}
+    card = {key: first[key] for key in (*same, "view") if key in first}
     return module, {**card, "kind": "log_probs", "parameters": num_parameters(module)}
 
 
+def _games(module: nn.Module) -> tuple[str, ...]:
+    return module.games if isinstance(module, QNetwork) else ()
+
+
 def _one_game(
-    network: QNetwork, card: dict[str, Any], spec: EnvSpec | None
-) -> tuple[QNetwork, dict[str, Any]]:
+    module: nn.Module, card: dict[str, Any], env: LaneEnv | EnvSpec | None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Of a checkpoint of several games the one that is asked for; any other as it is."""
-    if not network.games:
-        return network, card
-    if spec is None or spec.name not in network.games:
+    games = _games(module)
+    if not games or not card:
+        return module, card
+    assert isinstance(module, QNetwork)
+    spec = env.spec if isinstance(env, LaneEnv) else env
+    if spec is None or spec.name not in games:
         raise ValueError(
-            f"load_teacher: game must be one of the checkpoint's, {', '.join(network.games)}, got "
+            f"load_teacher: game must be one of the checkpoint's, {', '.join(games)}, got "
             f"{None if spec is None else spec.name!r}"
         )
-    return network.for_task(spec.name), game_card(card, spec.name)
+    return module.for_task(spec.name), game_card(card, spec.name)
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -242,12 +280,14 @@ def checkpoint_path(source: str | Path) -> Path:
 
 
 def recorded_game(record: dict[str, Any]) -> str | None:
-    """The game that a card, or another file, names; None where it names none.
+    """The game that a card, or another file, names; None where it names none that can be made.
 
     Raises:
         ValueError: It is of the form ``module:id``, for which gymnasium imports ``module``: what
             is run is for the caller to say, not for a file.
     """
+    if (record.get("environment") or {}).get("made_by") == BROUGHT:
+        return None
     game: str | None = record.get("game")
     if game is not None and ":" in game:
         raise ValueError(

@@ -40,8 +40,8 @@ _STATE = {
     }
 }  # fmt: skip
 
-# Observations [lanes, *obs_shape] -> what to do.
-Driver = Callable[[NDArray[Any]], Choice]
+# Says what to do in the lanes as they stand.
+Driver = Callable[[LaneEnv], Choice]
 
 # Takes the observations that were acted on, the step, and the driver's columns.
 Store = Callable[[NDArray[Any], Step, dict[str, NDArray[Any]]], None]
@@ -84,7 +84,7 @@ class Collector:
         if epsilon is None:
             action = self.rng.integers(env.spec.num_actions, size=env.num_lanes)
         else:
-            greedy, columns = self._driver(obs)
+            greedy, columns = self._driver(env)
             action = epsilon_greedy(greedy, epsilon, env.spec.num_actions, self.rng)
         counters.lap("act")
         try:
@@ -111,8 +111,8 @@ class Collector:
 def network_driver(network: Policy, device: torch.device, *, bfloat16: bool) -> Driver:
     """A network drives; the column ``value`` is its largest output."""
 
-    def drive(obs: NDArray[Any]) -> Choice:
-        best = policy_values(network, obs, device, bfloat16=bfloat16).max(dim=1)
+    def drive(env: LaneEnv) -> Choice:
+        best = policy_values(network, env.obs, device, bfloat16=bfloat16).max(dim=1)
         return Choice(best.indices.cpu().numpy(), {"value": best.values.cpu().numpy()})
 
     return drive

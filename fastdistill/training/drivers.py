@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from fastdistill._files import is_int, shown
-from fastdistill.envs import policy_values
+from fastdistill.envs import LaneEnv, policy_values
 from fastdistill.teachers import Teacher
 from fastdistill.training.collector import Choice
 from fastdistill.training.state import check_state
@@ -87,11 +86,11 @@ class Drivers:
         self.lanes = np.array(lanes, np.int64)
         self._owed = state["owed"]
 
-    def __call__(self, obs: NDArray[Any]) -> Choice:
-        """Greedy actions of whoever drives; ``teacher_logits``, the teacher's view of all lanes."""
-        device = self._teacher.device
+    def __call__(self, env: LaneEnv) -> Choice:
+        """Greedy actions of whoever drives; ``teacher_logits``, the teacher's word on all lanes."""
+        device, obs, taught = self._teacher.device, env.obs, env.teacher_obs
         seen = torch.from_numpy(obs).to(device)
-        labels = self._teacher.values(seen)
+        labels = self._teacher.values(seen if taught is obs else torch.from_numpy(taught))
         greedy = labels.argmax(dim=1).cpu().numpy()
         driving = np.unique(self.lanes[self.lanes >= 0]) if self.students_ready else ()
         for index in driving:

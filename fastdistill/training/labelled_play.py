@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -97,6 +98,14 @@ class LabelledPlay(LabelledRows):
             drivers.students_ready = counters.updates > 0
             collector.step(epsilon)
         counters.step += lanes
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Let others play in environments that the caller lent, and go on where this one was."""
+        lent = [(stage.env, stage.env.state()) for stage in self._stages if stage.env.is_lent]
+        yield
+        for env, state in lent:
+            env.restore(state)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything to continue from but the replay: tensors, and plain JSON types."""

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -120,6 +121,11 @@ class LabelledRows:
             for part, task in zip(parts, self.tasks, strict=True)
         ]
         return Lesson(obs, tuple(own))
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Let others play meanwhile, in whatever is played here."""
+        yield
 
     def metrics(self) -> dict[str, float]:
         """What is recorded of it."""

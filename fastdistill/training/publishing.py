@@ -23,6 +23,7 @@ def network_card(spec: EnvSpec, kind: str) -> dict[str, Any]:
         "game": spec.name,
         "action_meanings": list(spec.action_meanings),
         "environment": spec.settings,
+        **({"view": spec.settings["view"]} if "view" in spec.settings else {}),
     }
 
 

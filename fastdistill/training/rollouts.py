@@ -83,7 +83,7 @@ class RolloutPlay:
         """Fill the rollout with epsilon-greedy play and its lambda-returns."""
         for _ in range(len(self.rollout.obs)):
             self._collector.step(epsilon)
-        last = self._driver(self.env.obs)
+        last = self._driver(self.env)
         self.rollout.finish(
             last.columns["value"], discount=self._discount, trace_decay=self._trace_decay
         )

@@ -51,12 +51,13 @@ class Best:
         """Whether a network plays better than every one before; ties go to the later one.
 
         Args:
-            play: Plays with it; called once, and once more if it wins.
+            play: Plays with it; called once, and once more if it wins. The first network of all
+                has nobody to win against, and plays the second round alone.
             episodes: Of the first round; the second has twice as many.
             seed: Of the run.
         """
         mean = 0.0
-        for game_round in (1, 2):
+        for game_round in (1, 2) if self.score is not None else (2,):
             mean = play(game_round * episodes, game_round * streams.SCORING + seed)
             self.latest = mean if game_round == 1 else self.latest
             if self.score is not None and mean < self.score:
@@ -82,9 +83,16 @@ class Probe:
     sharpened teacher to the student, whatever the student learned by.
     """
 
-    def __init__(self, student: Policy, teacher: Teacher, temperature: float) -> None:
+    def __init__(self, student: Policy, teacher: Teacher, temperature: float, env: LaneEnv) -> None:
+        """Args:
+        student: Plays.
+        teacher: Is asked.
+        temperature: Sharpens the teacher.
+        env: Where they are.
+        """  # noqa: D205
         self._student = student
         self._teacher = teacher
+        self._env = env
         self._temperature = temperature
         self._steps = 0
         self._agreements: list[float] = []
@@ -94,7 +102,7 @@ class Probe:
         """The student's values."""
         logits = self._student(obs)
         if self._steps % PROBE_EVERY_STEPS == 0:
-            labels = self._teacher.values(obs)
+            labels = self._teacher.values(torch.from_numpy(self._env.teacher_obs))
             same = logits.argmax(1) == labels.argmax(1)
             self._agreements.append(float(same.float().mean()))
             kl = distill_kl(logits, labels, temperature=self._temperature)
@@ -121,8 +129,15 @@ def mean_return(
     episodes: int,
     seed: int,
     epsilon: float | None = None,
+    as_teacher: bool = False,
 ) -> float:
     """Of full games in an environment made with ``training=False``."""
     return evaluate_env(
-        policy, env, episodes=episodes, epsilon=epsilon, seed=seed, device=device
+        policy,
+        env,
+        episodes=episodes,
+        epsilon=epsilon,
+        seed=seed,
+        device=device,
+        as_teacher=as_teacher,
     ).mean

@@ -186,7 +186,7 @@ class Students:
         """What a student is worth in full games; of several also of each game."""
         measured: list[dict[str, float]] = []
         for place, (task, env) in enumerate(zip(self._tasks, games, strict=True)):
-            probe = Probe(student.player(place), task.teacher, task.temperature)
+            probe = Probe(student.player(place), task.teacher, task.temperature, env)
             played = evaluate_env(
                 probe, env, episodes=episodes, epsilon=self._epsilon, seed=seed,
                 device=task.teacher.device,
@@ -221,7 +221,9 @@ class Students:
             task, env = self._tasks[place], games()[place]
             device = task.teacher.device
             random = random_score(task.teacher, env, episodes=episodes, seed=seed, device=device)
-            level = mean_return(task.teacher, env, device, episodes=episodes, seed=seed)
+            level = mean_return(
+                task.teacher, env, device, episodes=episodes, seed=seed, as_teacher=True
+            )
             task.levels = (random, level)
             say(f"{task.name}: the teacher scores {level:.6g}, random play {random:.6g}")
 

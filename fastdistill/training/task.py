@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastdistill.envs import EnvSpec
+from fastdistill.envs import EnvSource, EnvSpec, ViewSource
 from fastdistill.teachers import Teacher
 
 
@@ -15,12 +15,14 @@ class Task:
     """A game to be mastered.
 
     Attributes:
-        spec: Its environment.
+        spec: Its environment, as students see it.
         teacher: Labels what is seen in it.
         temperature: Sharpens the teacher; 0 until an automatic one is fitted.
         weight: Its share of a batch, relative to the other tasks'.
         levels: Mean returns of random play and of the teacher, once they are known; only asked for
             where there are several games, whose scores have to be put together.
+        source: What its environments are made of; None for the name.
+        student_view: What students see of their observations; None for all.
     """
 
     spec: EnvSpec
@@ -28,6 +30,8 @@ class Task:
     temperature: float
     weight: float = 1.0
     levels: tuple[float, float] | None = None
+    source: EnvSource | None = None
+    student_view: ViewSource | None = None
 
     @property
     def name(self) -> str:

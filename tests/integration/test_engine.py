@@ -312,6 +312,16 @@ def test_the_default_temperature_is_said(tmp_path, capsys):
     assert "temperature 1.0, the default for logits" in capsys.readouterr().err
 
 
+def test_a_size_is_said_as_a_share_of_the_teacher(tmp_path, capsys):
+    teacher = nn.Sequential(nn.Linear(4, 100), nn.Tanh(), nn.Linear(100, 2))  # 702 parameters
+    options = {**SMALL, "total_updates": 2, "student": "7%,4%", "loss": "kl,nll"}
+    fd.distill(teacher, "CartPole-v1", run_dir=tmp_path / "run", **options)
+    said = capsys.readouterr().err
+    # 4 -> 32 -> 32 -> 2 and 4 -> 24 -> 24 -> 2.
+    assert said.count("student 7%: 1,282 parameters, 183% of the teacher's") == 1
+    assert said.count("student 4%: 770 parameters, 110% of the teacher's") == 1
+
+
 def test_numbers_drawn_by_others_change_nothing(tmp_path):
     cartpole(tmp_path / "first")
     torch.rand(17), np.random.default_rng().random(3)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastdistill.evaluation import evaluate
 from fastdistill.export import ExportRecord, export
 from fastdistill.networks import QNetwork, multitask_architecture, paper_architecture, save_network
 
@@ -235,3 +236,27 @@ def test_missing_libraries_are_named_with_their_installation(tmp_path, monkeypat
     monkeypatch.setattr(importlib, "import_module", import_module)
     with pytest.raises(ImportError, match=r"fastdistill.export needs onnx: pip install 'onnx>="):
         export(nn.Linear(4, 2), tmp_path / "m.onnx", game="CartPole-v1")
+
+
+def opened(path):
+    """What runs an exported file."""
+    if path.suffix == ".onnx":
+        session = importlib.import_module("onnxruntime").InferenceSession(str(path))
+        return lambda obs: torch.from_numpy(session.run(None, {"obs": obs.numpy()})[0])
+    return torch.export.load(path).module()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("size", ["100%", "7%", "multi"])
+def test_a_file_plays_the_very_games_of_its_network(size, format, tmp_path):
+    games = ("CartPole-v1", "Other-v0") if size == "multi" else ()
+    torch.manual_seed(7)
+    actions = [2] * max(1, len(games))
+    whole = QNetwork(paper_architecture(size, actions, obs_shape=(4,)), head_gain=1.0).eval()
+    whole.games = games
+    record = export(whole, tmp_path / f"file.{format}", format, game="CartPole-v1", frames=1_000)
+    assert (record.frames, record.equal_actions) == (1_000, 1_000)
+    played = evaluate(whole, "CartPole-v1", episodes=20, epsilon=0.3)
+    again = evaluate(opened(record.path), "CartPole-v1", episodes=20, epsilon=0.3)
+    assert again.returns == played.returns
+    assert len(set(played.returns)) > 5, "games that differ"

@@ -84,10 +84,10 @@ def test_each_lane_is_driven_by_its_driver_and_labelled_by_the_teacher():
     drivers = drivers_of(3, 6)
     obs = np.arange(6, dtype=np.float32)[:, None]
     drivers.lanes = np.array([2, TEACHER, 0, 1, TEACHER, 2])
-    choice = drivers(obs)
+    choice = drivers(SimpleNamespace(obs=obs, teacher_obs=obs))
     assert choice.greedy.tolist() == [4] * 6, "students have nothing to say before they learned"
     drivers.students_ready = True
-    choice = drivers(obs)
+    choice = drivers(SimpleNamespace(obs=obs, teacher_obs=obs))
     assert choice.greedy.tolist() == [2, 4, 0, 1, 4, 2]
     labels = choice.columns["teacher_logits"]
     assert labels[:, 4].tolist() == [1, 2, 3, 4, 5, 6]

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from fastdistill.envs import (
     atari,
+    brought,
     lanes,
     make_atari,
     make_env,
@@ -238,7 +239,7 @@ def test_truncation_is_a_boundary_even_where_the_clock_would_not_show_it():
         reward_clipping=False,
         max_num_frames_per_episode=80,
     )
-    env = LaneEnv(base, name="breakout", stack=4, array_seeds=True)
+    env = LaneEnv(base, name="breakout", stack=4, seeding="array")
     records, _ = play(env, 100)
     cuts = 0
     for before, record in itertools.pairwise(records):
@@ -397,15 +398,14 @@ def test_channels_last_images_become_channels_first():
 
 
 def test_unusable_environments_are_refused_in_words():
-    same_step = gymnasium.make_vec(
-        "CartPole-v1",
-        num_envs=1,
-        vectorization_mode="sync",
-        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-    )
-    with pytest.raises(ValueError, match=r"env must use AutoresetMode.NEXT_STEP"):
-        LaneEnv(same_step, name="x")
-    with pytest.raises(TypeError, match="env must have Discrete actions from 0"):
+    silent = gymnasium.make_vec("CartPole-v1", num_envs=1, vectorization_mode="sync")
+    silent.metadata = {}
+    with pytest.raises(
+        ValueError,
+        match=r"^LaneEnv: env.metadata\['autoreset_mode'\] must be NEXT_STEP, .* got None$",
+    ):
+        LaneEnv(silent, name="x")
+    with pytest.raises(TypeError, match="env must have Discrete actions, got Box"):
         make_gymnasium("Pendulum-v1", 1)
     with pytest.raises(ValueError, match=r"game must be a ROM name in snake case.*got 'Pong'"):
         make_atari("Pong", 1)
@@ -419,6 +419,6 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
     def absent(name: str):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(atari.importlib, "import_module", absent)
+    monkeypatch.setattr(brought.importlib, "import_module", absent)
     with pytest.raises(ImportError, match="pip install 'ale-py"):
         make_atari("pong", 1)

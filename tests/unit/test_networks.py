@@ -166,8 +166,11 @@ def test_impossible_architectures_are_refused(change, message):
 def test_other_bad_input_is_refused():
     with pytest.raises(ValueError, match="size must be one of"):
         paper_architecture("50%", 6)
-    with pytest.raises(ValueError, match="at least 36 x 36"):
-        QNetwork(Architecture((3, 20, 20), (4,)))
+    with pytest.raises(
+        ValueError,
+        match=r"^convolutions: obs_shape must be at least 7 x 7 pixels, got \(3, 20, 6\)$",
+    ):
+        QNetwork(Architecture((3, 20, 6), (4,)))
     with pytest.raises(ValueError, match=r"from_json: .*colour"):
         Architecture.from_json({"obs_shape": [4], "num_actions": [2], "colour": 1})
     network = QNetwork(paper_architecture("4%", 4))
@@ -175,6 +178,35 @@ def test_other_bad_input_is_refused():
         network.set_obs_statistics(torch.zeros(3), torch.zeros(84, 84))
     with pytest.raises(ValueError, match="std must be finite"):
         network.set_obs_statistics(torch.zeros(84, 84), torch.full((84, 84), float("nan")))
+
+
+@pytest.mark.parametrize("side", [7, 10, 13, 14, 19, 23, 24, 35, 36, 84])
+def test_images_of_every_size_leave_something_to_be_read(side):
+    """The count by hand, and nowhere more features than the paper's network has for 84 x 84."""
+    extent = side
+    strides = (1, 1, 1) if side < 14 else (2, 1, 1) if side < 24 else (2, 2, 1)
+    kernels = (3, 3, 3) if side < 36 else (8, 4, 3)
+    for kernel, stride in zip(kernels, strides if side < 36 else (4, 2, 1), strict=True):
+        extent = len(range(0, extent - kernel + 1, stride))
+    assert 1 <= extent <= 7
+    filters, planes, actions = (16, 16, 16), 5, 4
+    network = QNetwork(paper_architecture("7%", actions, obs_shape=(planes, side, side)))
+    inputs = (planes, *filters)
+    expected = sum(
+        inputs[i] * filters[i] * kernels[i] ** 2 + filters[i] for i in range(3)
+    ) + (filters[2] * extent**2 + 1) * 128 + 129 * actions  # fmt: skip
+    assert num_parameters(network) == expected
+    obs = torch.randint(0, 256, (2, planes, side, side), dtype=torch.uint8)
+    assert network(obs).shape == (2, actions)
+
+
+@pytest.mark.parametrize(("size", "share"), [("25%", 25), ("7%", 7), ("4%", 4)])
+def test_sizes_are_shares_for_small_images_too(size, share):
+    whole, part = (
+        num_parameters(QNetwork(paper_architecture(name, 6, obs_shape=(4, 10, 10))))
+        for name in ("100%", size)
+    )
+    assert 100 * part / whole == pytest.approx(share, abs=1)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
