@@ -23,6 +23,7 @@ from ray.cluster_utils import Cluster
 
 import fastdistill as fd
 from fastdistill.training.labelled_actors import LabelledActors
+from fastdistill.training.ray_cluster import evaluate_spread
 
 taken: list[tuple[int, int, int, int]] = []  # task, actor, life, number of each block that came
 asked_at_most = 0
@@ -88,11 +89,13 @@ def main() -> None:
     if kill_after is not None:
         threading.Thread(target=kill_an_actor, args=(run_dir, kill_after), daemon=True).start()
     result = fd.distill(teacher, env, engine="ray", run_dir=run_dir, **options)
+    spread = evaluate_spread(Balancer(), "CartPole-v1", episodes=3, workers=2)
     nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     print(
         json.dumps(
             {
                 "nodes": len(nodes),
+                "spread": spread.returns,
                 "taken": taken,
                 "asked_at_most": asked_at_most,
                 "updates": result.updates,

@@ -66,7 +66,7 @@ def evaluate_spread(
     parts = [len(part) for part in np.array_split(np.arange(episodes), min(workers, episodes))]
     calls = [
         {
-            "policy": policy, "env_name": env_name, "episodes": part, **options,
+            "policy": policy, "env": env_name, "episodes": part, **options,
             "seed": seed + place * EVALUATION_PARTS,
         }
         for place, part in enumerate(parts)

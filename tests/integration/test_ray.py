@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastdistill as fd
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.training.labelled_actors import AHEAD
 from fastdistill.training.ray_actors import Block, Order, checksum
 
 PROGRAM = Path(__file__).parents[1] / "ray_program.py"
+sys.path.insert(0, str(PROGRAM.parent))
+import ranks_program  # noqa: E402
 
 
 def test_a_block_knows_what_it_is():
@@ -52,6 +55,10 @@ def test_two_nodes_four_actors_one_killed(tmp_path):
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
     assert found["nodes"] == 2
+    # Two episodes of the first worker, which plays as no worker does, and one of the second.
+    alone = fd.evaluate(ranks_program.Balancer(), "CartPole-v1", episodes=2)
+    assert found["spread"][:2] == list(alone.returns)
+    assert len(found["spread"]) == 3
     lives: dict[tuple[int, int, int], list[int]] = {}
     for task, actor, life, number in found["taken"]:
         lives.setdefault((task, actor, life), []).append(number)
