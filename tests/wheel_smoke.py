@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc", "cmake", "ninja")
@@ -77,15 +78,28 @@ def try_in_empty_environment(wheel: Path) -> None:
         home.mkdir()
         seen = [name for name in COMPILERS if shutil.which(name, path=path)]
         assert not seen, f"a compiler is on the PATH: {seen}"
-        options: dict[str, object] = {}
-        if os.geteuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(home, nobody.pw_uid, nobody.pw_gid)
-            options = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        options = _another_user(python)
+        if options:
+            os.chown(home, options["user"], options["group"])
         environment = {"PATH": path, "HOME": str(home), "TMPDIR": str(home), "LANG": "C.UTF-8"}
         subprocess.run(
             [str(python), str(place / "smoke.py")], check=True, env=environment, cwd=home, **options
         )
+
+
+def _another_user(python: Path) -> dict[str, Any]:
+    """For subprocess: to be ``nobody``; empty, and said, where that is not possible."""
+    if os.geteuid() != 0:
+        print("wheel_smoke: by this user; only root may be another")
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    options = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    try:
+        subprocess.run([str(python), "-c", ""], check=True, cwd="/", **options)
+    except (PermissionError, subprocess.CalledProcessError):
+        print(f"wheel_smoke: by this user; no other may read {python.resolve()}")
+        return {}
+    return options
 
 
 def _tools(place: Path) -> Path:
