@@ -111,7 +111,8 @@ def _play(run_dir: Path, results: Results, path: Path, place: int) -> tuple[byte
         place: Of the game among the run's.
     """
     student = headline_student(results)
-    source = results.config.get("teacher")
+    own = run_dir / "teacher.json"  # of a run whose teacher learned in it
+    source = results.config.get("teacher", str(own) if own.is_file() else None)
 
     def record() -> None:
         if student is None:
