@@ -224,6 +224,7 @@ class _Parts(DqnTeaching):
             **super().metrics(),
             **self.students.metrics(),
             "time/students_updates": self.students.updates,
+            "time/training_seconds": self.run.at.training_seconds,
         }
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
