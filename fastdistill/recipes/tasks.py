@@ -118,16 +118,16 @@ def open_tasks(
             f"DistillConfig: learning_starts_steps must be at least 4 * num_lanes{_each(number)} = "
             f"{least}, got {config.learning_starts_steps}"
         )
+    if BROUGHT in config.games and not given.envs:
+        raise ValueError(
+            "distill: env must be given again as the environment that it was, got 'an "
+            "environment'; call fastdistill.distill(..., env) from Python"
+        )
     if MODULE in config.teachers and not given.teachers:
         raise ValueError(
             "distill: teacher must be one that a file holds, got a module of the process that "
             "began this run; continue it in Python, with the same module: "
             "fastdistill.distill(module, ..., run_dir=..., resume=True)"
-        )
-    if BROUGHT in config.games and not given.envs:
-        raise ValueError(
-            "distill: env must be given again as the environment that it was, got 'an "
-            "environment'; call fastdistill.distill(..., env) from Python"
         )
     teacher_view = _view("teacher_view", config.teacher_view, given.teacher_view)
     student_view = _view("student_view", config.student_view, given.student_view)

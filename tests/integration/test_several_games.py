@@ -26,6 +26,7 @@ from fastdistill import cli
 from fastdistill.cli import main
 from fastdistill.recipes import distill as recipe
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.tasks import Given
 
 
 def test_one_student_learns_two_games(tmp_path):
@@ -82,13 +83,14 @@ def test_interrupted_equals_uninterrupted(tmp_path, driver):
 
     options = {"driver": driver, "task_weights": "1,2", "temperature": "auto"}
     two_games(tmp_path / "whole", **options)
-    teachers = [fd.load_teacher(Balancer(), "CartPole-v1"), fd.load_teacher(Homing(), "FdWalk-v0")]
+    teachers = (fd.load_teacher(Balancer(), "CartPole-v1"), fd.load_teacher(Homing(), "FdWalk-v0"))
+    given = Given(teachers)
     config = DistillConfig(
         run_dir=tmp_path / "cut", teacher="a module,a module", game="CartPole-v1,FdWalk-v0",
         **{**SMALL, **options},
     )  # fmt: skip
-    assert recipe.train(config, teachers=teachers, stop=Later(50)).stopped
-    while recipe.train(config, teachers=teachers, stop=Later(20), resume=True).stopped:
+    assert recipe.train(config, given=given, stop=Later(50)).stopped
+    while recipe.train(config, given=given, stop=Later(20), resume=True).stopped:
         pass
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     lines = [(tmp_path / d / "metrics.jsonl").read_text().splitlines() for d in ("whole", "cut")]
@@ -158,12 +160,12 @@ def test_what_cannot_be_is_refused_in_words(tmp_path):
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             two_games(run_dir, teachers, **options)
-    teachers = [cartpole, cartpole]
+    given = Given((cartpole, cartpole))
     config = DistillConfig(run_dir=run_dir, game="CartPole-v1,CartPole-v1", **SMALL)
     with pytest.raises(ValueError, match="distill: game must not repeat, got CartPole-v1, Cart"):
-        recipe.train(config, teachers=teachers)
+        recipe.train(config, given=given)
     with pytest.raises(ValueError, match="distill: game must name one for each of 1 teachers, got"):
-        recipe.train(config, teachers=teachers[:1])
+        recipe.train(config, given=Given(given.teachers[:1]))
     assert not run_dir.exists()
 
 

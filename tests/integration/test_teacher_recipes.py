@@ -19,9 +19,9 @@ from fastdistill.networks.checkpoint import load_network, read_checkpoint
 from fastdistill.recipes import dqn, pqn
 from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.recipes.pqn import PqnConfig
+from fastdistill.training import rollouts
 from fastdistill.training.checkpoints import TrainingCheckpoints
 from fastdistill.training.learners import dqn as dqn_learner
-from fastdistill.training.learners import pqn as pqn_learner
 from fastdistill.training.metrics import read_jsonl
 from fastdistill.training.run import Run, TrainingDiverged
 from fastdistill.training.stop import StopRequest
@@ -191,8 +191,8 @@ def test_a_loss_that_is_not_finite_stops_pqn_with_its_rollout_saved(tmp_path, mo
         returns[3, 1] = float("nan")
         return returns
 
-    original = pqn_learner.lambda_returns
-    monkeypatch.setattr(pqn_learner, "lambda_returns", poisoned)
+    original = rollouts.lambda_returns
+    monkeypatch.setattr(rollouts, "lambda_returns", poisoned)
     with pytest.raises(TrainingDiverged, match="loss must be finite, got nan at step 64"):
         pqn.train(tiny("pqn", tmp_path / "run"))
     batch, card = read_checkpoint(tmp_path / "run" / "diverged")
