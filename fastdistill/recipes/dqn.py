@@ -16,7 +16,8 @@ from contextlib import ExitStack, closing
 
 from fastdistill.envs import make_env
 from fastdistill.recipes.dqn_config import DqnConfig
-from fastdistill.recipes.dqn_teaching import DqnTeaching, GuidedTeaching
+from fastdistill.recipes.dqn_teaching import DqnTeaching
+from fastdistill.recipes.guided_teaching import GuidedTeaching
 from fastdistill.recipes.teaching import TeacherResult, finish, teach
 from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
 from fastdistill.training.run import Run, Stop

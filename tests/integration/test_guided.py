@@ -16,7 +16,7 @@ from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import read_checkpoint
 from fastdistill.recipes import dqn
 from fastdistill.recipes.dqn_config import DqnConfig
-from fastdistill.recipes.dqn_teaching import GuidedTeaching
+from fastdistill.recipes.guided_teaching import GuidedTeaching
 from fastdistill.teachers import load_teacher
 from fastdistill.training.counters import Counters
 from fastdistill.training.guide import Guide, GuideTerm
