@@ -141,7 +141,7 @@ def measure(student: str, episodes: int, updates: int) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        add("7%, student of the quickstart", student, "pong")
+        add("7%, a student", student, "pong")
         add("100%, the shipped teacher", "zoo:pong", "pong")
         multi = two_games(folder, updates)
         for game in ("pong", "freeway"):
