@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from cartpole import Balancer
 from torch import Tensor, nn
 
 import fastdistill as fd
@@ -20,18 +21,6 @@ from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.training.learners.student import Student
 from fastdistill.training.ranks import Ranks, open_ranks
 from fastdistill.training.targets import state_weight
-
-
-class Balancer(nn.Module):
-    """A hand-made CartPole policy: push towards where the pole is falling."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([0.1, 0.3, 1.0, 1.0]))
-
-    def forward(self, obs: Tensor) -> Tensor:
-        lean = obs @ self.weight
-        return torch.stack([-lean, lean], dim=1)
 
 
 def students(ranks: Ranks) -> dict[str, Student]:

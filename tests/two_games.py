@@ -6,6 +6,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import torch
+from cartpole import Balancer
 from torch import nn
 
 import fastdistill as fd
@@ -74,14 +75,6 @@ for name, kind, options in (
         gymnasium.register(name, entry_point=lambda kind=kind, **more: kind(**more), kwargs=options)
 
 
-class Balancer(nn.Module):
-    """A hand-made CartPole policy."""
-
-    def forward(self, obs):
-        lean = obs @ torch.tensor([0.1, 0.3, 1.0, 1.0])
-        return torch.stack([-lean, lean], dim=1)
-
-
 class Homing(nn.Module):
     """A hand-made policy for ``Walk``: towards the middle."""
 
@@ -109,20 +102,6 @@ def two_games(run_dir, teachers=None, **options):
     if teachers is None:
         teachers = {"CartPole-v1": Balancer(), "FdWalk-v0": Homing()}
     return fd.distill(teachers, run_dir=run_dir, **{**SMALL, **options})
-
-
-def weights(run_dir):
-    return {
-        path.name: fd.load_network(path)[0].state_dict()
-        for path in sorted((run_dir / "students").glob("*.json"))
-    }
-
-
-def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    for name, tensors in first.items():
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, second[name][key]), (name, key)
 
 
 def made_play(seed=5, weights=(1.0, 1.0), students=()):

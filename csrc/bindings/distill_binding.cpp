@@ -133,8 +133,8 @@ py::tuple distill(int kind, py::handle student, py::handle teacher, py::handle a
   args.scale = scale_of(reduction, args.kind, args.batch, args.actions);
   read_mask(call, action_mask, function);
   const bool float64 = uses_float64(args);
-  args.weight = row_values(weight, call.student, "student_logits", float64, call.weight_owner,
-                           {function, "weight"});
+  args.weight =
+      row_weights(weight, call.student, "student_logits", float64, call.weight_owner, function);
 
   Outputs out;
   out.grad = py::none();

@@ -99,6 +99,18 @@ const void* row_values(py::handle values, const dlpack::Tensor& reference,
   return view_of(owner, name).data;
 }
 
+const void* row_weights(py::handle weight, const dlpack::Tensor& reference,
+                        const char* reference_name, bool float64, py::object& owner,
+                        const char* function) {
+  const ArgumentName name{function, "weight"};
+  if (weight.is_none() || view_of(weight, name).dtype.code != dlpack::kBool) {
+    return row_values(weight, reference, reference_name, float64, owner, name);
+  }
+  const Torch& torch = torch_api();
+  owner = weight.attr("to")(py::handle(float64 ? torch.float64 : torch.float32));
+  return row_values(owner, reference, reference_name, float64, owner, name);
+}
+
 namespace {
 
 constexpr double kMinTemperature = 1e-8;

@@ -37,6 +37,11 @@ const void* row_values(pybind11::handle values, const dlpack::Tensor& reference,
                        const char* reference_name, bool float64, pybind11::object& owner,
                        ArgumentName name);
 
+// The same of weights, which may be bool as well: True keeps a row, False silences it.
+const void* row_weights(pybind11::handle weight, const dlpack::Tensor& reference,
+                        const char* reference_name, bool float64, pybind11::object& owner,
+                        const char* function);
+
 // The arguments of one call and the temporaries that keep them readable until it returns.
 struct DistillCall {
   DistillArgs args;

@@ -70,7 +70,7 @@ py::tuple td(int kind, py::handle q, py::handle action, py::handle target, py::h
   // Not by the pointer: that of an empty batch is null too.
   if (target.is_none()) raise_type(kFunction, "target", "be a torch.Tensor", "NoneType");
   args.target = row_values(target, given, "q", float64, target_owner, {kFunction, "target"});
-  args.weight = row_values(weight, given, "q", float64, weight_owner, {kFunction, "weight"});
+  args.weight = row_weights(weight, given, "q", float64, weight_owner, kFunction);
   args.scale =
       reduction == Reduction::kMean && args.batch > 0 ? 1.0 / static_cast<double>(args.batch) : 1.0;
 

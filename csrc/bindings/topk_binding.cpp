@@ -112,8 +112,8 @@ py::tuple distill_kl_topk(py::handle student, py::handle values, py::handle indi
   const Reduction reduction = reduction_of(reduction_name, kFunction, true);
   call.args.scale = scale_of(reduction, LossKind::kKl, call.args.batch, call.args.actions);
   read_mask(call, action_mask, kFunction);
-  call.args.weight = row_values(weight, call.student, "student_logits", uses_float64(call.args),
-                                call.weight_owner, {kFunction, "weight"});
+  call.args.weight = row_weights(weight, call.student, "student_logits", uses_float64(call.args),
+                                 call.weight_owner, kFunction);
   py::object grad = py::none();
   if (with_grad) {
     grad = result_tensor({call.args.batch, call.args.actions}, call.student.dtype, call.student,

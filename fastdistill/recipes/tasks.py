@@ -13,7 +13,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from fastdistill.envs import BROUGHT, FUNCTION, EnvSource, EnvSpec, LaneEnv, ViewSource, make_env
+from fastdistill.envs import (
+    BROUGHT,
+    FUNCTION,
+    EnvSource,
+    EnvSpec,
+    LaneEnv,
+    Policy,
+    ViewSource,
+    make_env,
+)
 from fastdistill.teachers import DEFAULT_TEMPERATURES, Teacher, load_teacher, recorded_game
 from fastdistill.training.ranks import local_world
 from fastdistill.training.run import say
@@ -25,7 +34,7 @@ DEFAULT_TEACHER = "zoo:pong"
 MODULE = "a module"
 
 # What a teacher may be given as.
-TeacherSource = Teacher | nn.Module | str | Path
+TeacherSource = Teacher | nn.Module | Policy | str | Path
 
 
 @dataclass(frozen=True)

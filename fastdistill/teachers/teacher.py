@@ -24,6 +24,7 @@ from fastdistill.envs import (
     EnvSource,
     EnvSpec,
     LaneEnv,
+    Policy,
     ViewSource,
     make_env,
     usable_device,
@@ -104,7 +105,7 @@ class Teacher:
 
 
 def load_teacher(
-    source: str | Path | nn.Module,
+    source: str | Path | nn.Module | Policy,
     env: LaneEnv | EnvSpec | EnvSource | None = None,
     *,
     kind: str | None = None,
@@ -122,7 +123,7 @@ def load_teacher(
             ``[batch, *env.obs_shape]`` observations (uint8 for images) to
             ``[batch, env.num_actions]`` values. A module is
             copied: the caller's own stays as it is, and what it learns later does not reach the
-            teacher.
+            teacher. Or any function that does the same to a tensor.
         env: What it will be asked about: lanes, their description, the name of a game or gymnasium
             id, or an environment of yours (see ``fastdistill.evaluate``). By default a checkpoint
             is checked against its own game, and a module later, by whoever uses it. Of a checkpoint
@@ -157,10 +158,12 @@ def load_teacher(
         module, card = load_cleanrl(source.removeprefix("cleanrl:"))
     elif isinstance(source, (str, Path)):
         module, card = load_network(checkpoint_path(source))
+    elif _is_function(source):
+        module = _Function(source)
     else:
         raise TypeError(
             "load_teacher: source must be a checkpoint path, 'zoo:NAME', 'sb3:FILE', "
-            "'cleanrl:FILE' or a torch module, "
+            "'cleanrl:FILE', a torch module or a function, "
             f"got {type(source).__name__}"
             f"{'; give its .module()' if hasattr(source, 'graph_module') else ''}"
         )
@@ -178,12 +181,28 @@ def load_teacher(
         kind = kind or card.get("kind", "q_values")
         if kind not in KINDS:
             raise ValueError(f"load_teacher: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        name = None if isinstance(source, nn.Module) else str(source)
+        name = str(source) if isinstance(source, (str, Path)) else None
         device = usable_device(device)
         teacher = Teacher(_frozen(module, device), card, device, kind, name, view)
         if env is not None:
             teacher.check(env)
     return teacher
+
+
+class _Function(nn.Module):
+    """A function of the caller's."""
+
+    def __init__(self, function: Policy) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self._function(obs)
+
+
+def _is_function(source: object) -> bool:
+    # An exported program refuses to be called; a class would make something of the observations.
+    return callable(source) and not isinstance(source, type) and not hasattr(source, "graph_module")
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:

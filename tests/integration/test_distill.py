@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cartpole import SMALL, Balancer
 from torch import nn
 
 import fastdistill as fd
@@ -25,34 +26,6 @@ from fastdistill.training.drivers import Drivers
 from fastdistill.training.run import TrainingDiverged
 from fastdistill.training.stop import STOPPED_STATUS
 from fastdistill.training.students import Students
-
-# A run of seconds on CartPole, whose teacher is a module of the user's.
-SMALL = {
-    "total_updates": 200,
-    "num_lanes": 4,
-    "learning_starts_steps": 400,
-    "batch_size": 32,
-    "replay_capacity": 4_000,
-    "score_every_updates": 100,
-    "score_episodes": 2,
-    "evaluation_episodes": 4,
-    "checkpoint_every_updates": 50,
-    "log_every_updates": 50,
-    "tensorboard": False,
-    "device": "cpu",
-}
-
-
-class Balancer(nn.Module):
-    """A hand-made CartPole policy: push towards where the pole is falling."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([0.1, 0.3, 1.0, 1.0]))
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        lean = obs @ self.weight
-        return torch.stack([-lean, lean], dim=1)
 
 
 def cartpole(run_dir, **changes):

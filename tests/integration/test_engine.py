@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from cartpole import Balancer, assert_equal, weights
 from torch import nn
 
 import fastdistill as fd
@@ -45,14 +46,6 @@ SMALL = {
 }
 
 
-class Balancer(nn.Module):
-    """A hand-made CartPole policy."""
-
-    def forward(self, obs):
-        lean = obs @ torch.tensor([0.1, 0.3, 1.0, 1.0])
-        return torch.stack([-lean, lean], dim=1)
-
-
 class Fingerprint(nn.Module):
     """Values that name the observation: for images exact sums of each plane, weighted by place."""
 
@@ -76,20 +69,6 @@ def two_layers(spec):
 
 def cartpole(run_dir, **options):
     return fd.distill(Balancer(), "CartPole-v1", run_dir=run_dir, **{**SMALL, **options})
-
-
-def weights(run_dir):
-    return {
-        path.name: fd.load_network(path)[0].state_dict()
-        for path in sorted((run_dir / "students").glob("*.json"))
-    }
-
-
-def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    for name, tensors in first.items():
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, second[name][key]), (name, key)
 
 
 @pytest.mark.parametrize("share", [None, 0.5, 1.0], ids=["teacher", "mixture", "student"])

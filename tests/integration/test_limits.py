@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from cartpole import Balancer
 
 import fastdistill as fd
 from fastdistill.cli import main
@@ -143,12 +143,6 @@ def test_a_configuration_that_asks_for_too_much_is_refused(
     assert message in said
     assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-
-
-class Balancer(nn.Module):
-    def forward(self, obs):
-        lean = obs @ torch.tensor([0.1, 0.3, 1.0, 1.0])
-        return torch.stack([-lean, lean], dim=1)
 
 
 def test_a_run_that_a_module_taught_says_how_it_goes_on(tmp_path, capsys):

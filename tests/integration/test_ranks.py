@@ -9,28 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import ranks_program
 import torch
+from cartpole import SMALL
 
 from fastdistill.training.ranks import ALONE, Ranks
 
 PROGRAM = Path(__file__).parents[1] / "ranks_program.py"
-sys.path.insert(0, str(PROGRAM.parent))
-import ranks_program  # noqa: E402
-
-SMALL = {
-    "total_updates": 200,
-    "num_lanes": 4,
-    "learning_starts_steps": 400,
-    "batch_size": 32,
-    "replay_capacity": 4_000,
-    "score_every_updates": 100,
-    "score_episodes": 2,
-    "evaluation_episodes": 4,
-    "checkpoint_every_updates": 50,
-    "log_every_updates": 50,
-    "tensorboard": False,
-    "device": "cpu",
-}
 
 
 def torchrun(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:

@@ -11,15 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cartpole import Balancer, assert_equal, weights
 from torch import nn
-from two_games import (
-    SMALL,
-    Balancer,
-    Homing,
-    assert_equal,
-    two_games,
-    weights,
-)
+from two_games import SMALL, Homing, two_games
 
 import fastdistill as fd
 from fastdistill import cli

@@ -7,13 +7,8 @@ import copy
 
 import pytest
 import torch
-from two_games import (
-    SMALL,
-    assert_equal,
-    small_network,
-    two_games,
-    weights,
-)
+from cartpole import assert_equal, weights
+from two_games import SMALL, small_network, two_games
 
 import fastdistill as fd
 from fastdistill.cli import main

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cartpole import Balancer
 from torch import nn
 
 import fastdistill as fd
@@ -42,14 +43,6 @@ SMALL = {
     "device": "cpu",
 }
 PLAY = {"steps": 1600, "num_lanes": 4, "chunk_steps": 100, "device": "cpu"}
-
-
-class Balancer(nn.Module):
-    """A hand-made CartPole policy: push towards where the pole is falling."""
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        lean = obs @ torch.tensor([0.1, 0.3, 1.0, 1.0])
-        return torch.stack([-lean, lean], dim=1)
 
 
 @pytest.fixture(scope="module")

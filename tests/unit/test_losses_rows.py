@@ -173,3 +173,39 @@ def test_weight_may_have_any_float_dtype_and_stride(kind):
     assert torch.equal(loss(student, teacher, weight=spread), expected)
     one = torch.tensor(2.0).expand(9)
     assert torch.equal(loss(student, teacher, weight=one), 2 * loss(student, teacher))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_a_bool_weight_keeps_the_rows_that_are_true(dtype):
+    """Against the same rows alone; the divisor stays that of all rows."""
+    student, teacher = random_logits(21, 18, dtype=dtype)
+    every_other = torch.rand(42) < 0.5
+    keep = every_other[::2]  # not adjacent
+    assert 0 < keep.sum() < 21
+    student[~keep] = float("nan")
+    student.requires_grad_()
+    loss = fd.distill_kl(student, teacher, temperature=0.5, weight=keep, reduction="sum")
+    loss.backward()
+    few = student.detach()[keep].requires_grad_()
+    alone = fd.distill_kl(few, teacher[keep], temperature=0.5, reduction="sum")
+    alone.backward()
+    torch.testing.assert_close(loss, alone, rtol=1e-6, atol=0)
+    assert torch.equal(student.grad[keep], few.grad)
+    assert torch.equal(student.grad[~keep], torch.zeros_like(student.grad[~keep]))
+    mean = fd.distill_kl(student.detach(), teacher, temperature=0.5, weight=keep)
+    torch.testing.assert_close(mean, loss.detach() / 21, rtol=1e-6, atol=0)
+    values, indices = teacher[keep].float().log_softmax(1).topk(3)
+    all_values = torch.zeros(21, 3)
+    all_values[keep] = values
+    all_indices = torch.arange(3).repeat(21, 1)
+    all_indices[keep] = indices
+    found = fd.distill_kl_topk(
+        student.detach(), all_values, all_indices, tail=False, weight=keep, reduction="sum"
+    )
+    expected = fd.distill_kl_topk(few.detach(), values, indices, tail=False, reduction="sum")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    q = student.detach()
+    action, target = torch.zeros(21, dtype=torch.int64), torch.zeros(21, dtype=dtype)
+    loss, _ = fd.td_loss(q, action, target, weight=keep, reduction="sum")
+    alone, _ = fd.td_loss(q[keep], action[keep], target[keep], reduction="sum")
+    torch.testing.assert_close(loss, alone, rtol=1e-5, atol=0)

@@ -264,33 +264,6 @@ def test_tasks_are_balanced_or_weighted():
     assert replay.sample(52).task.bincount().tolist() == [50, 2]
 
 
-def test_samplers_keep_priorities_of_their_own():
-    replay = filled(priority_exponent=[1.0, 0.0, 1.0])
-    ids = replay.priorities().id
-    only = torch.zeros(len(ids))
-    only[7] = 1.0
-    replay.update_priorities(ids, only)
-    assert replay.sample(50).id.eq(ids[7]).all()
-    assert len(set(replay.sample(500, sampler=1).id.tolist())) == len(ids)
-    assert replay.priorities(sampler=2).priority.eq(1.0).all()
-    replay.check_valid()
-
-
-def test_a_samplers_draws_do_not_depend_on_the_others():
-    def drawn(calls_of_the_other: int) -> list[list[int]]:
-        replay = filled(priority_exponent=[0.5, 0.0])
-        ids = []
-        for _ in range(4):
-            for _ in range(calls_of_the_other):
-                replay.sample(8, sampler=1)
-            ids.append(replay.sample(16, sampler=0).id.tolist())
-        return ids
-
-    assert drawn(0) == drawn(1) == drawn(3)
-    replay = filled(priority_exponent=[0.0, 0.0])
-    assert replay.sample(16, sampler=0).id.tolist() != replay.sample(16, sampler=1).id.tolist()
-
-
 def test_a_held_batch_is_never_written_over():
     replay = filled()
     kept, copies = [], []

@@ -185,3 +185,20 @@ def test_zoo_names_are_paths_in_the_package():
         assert checkpoint_path(f"zoo:{name}").is_file()
     with pytest.raises(ValueError, match=r"zoo teacher must be one of \[.*got 'chess'"):
         checkpoint_path("zoo:chess")
+
+
+def test_a_function_teaches_as_the_module_does():
+    module = nn.Linear(4, 2)
+
+    def function(obs):
+        return module(obs)
+
+    teacher = load_teacher(function, "CartPole-v1", kind="logits")
+    obs = torch.randn(5, 4)
+    torch.testing.assert_close(teacher.values(obs), module(obs).detach(), rtol=0, atol=0)
+    assert (teacher.source, teacher.kind) == (None, "logits")
+    assert not teacher.values(obs).requires_grad
+    with pytest.raises(ValueError, match="load_teacher: module must return"):
+        load_teacher(lambda obs: obs, "CartPole-v1")
+    with pytest.raises(TypeError, match="a torch module or a function, got type"):
+        load_teacher(nn.Linear, "CartPole-v1")
