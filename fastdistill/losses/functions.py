@@ -54,7 +54,8 @@ def distill_kl(
         action_mask: bool [actions] or [batch, actions], True where an action is allowed. Others
             have probability 0 on both sides and gradient 0. A logit of -inf masks its own side.
         weight: [batch], multiplies each row's loss; a weight of 0 silences its row even if it holds
-            NaN; or bool, True for the rows that count. It does not enter the divisor of the mean; must not require grad.
+            NaN; or bool, True for the rows that count. It does not enter the divisor of the mean;
+            must not require grad.
         reduction: "batchmean" (sum / batch), "mean" (sum / (batch * actions), as torch's kl_div),
             "sum" or "none" ([batch]).
 
