@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """One distillation in one process, by two ranks, from shards and by Ray: the same score?
 
-Pong, a 7% student, the same number of updates on the same number of states. Results go to
+Pong, a 7% student, the same number of updates on the same number of states. With Ray there are two
+nodes and four actors, one of which is killed at half of the updates. Results go to
 benchmarks/results/scale_scores.json, way by way, and the table of docs/scale.md is written from
 there, between its markers.
 
@@ -28,20 +29,22 @@ RESULTS = HERE / "results" / "scale_scores.json"
 PAGE = HERE.parent / "docs" / "scale.md"
 BEGIN = "<!-- scores: begin (written by benchmarks/scale_scores.py) -->"
 END = "<!-- scores: end -->"
-UPDATES = 3_000
-COMMON = ["--total-updates", str(UPDATES), "--score-every-updates", "1000", "--no-tensorboard"]
+UPDATES = 6_000
+STATES = 4_000 + 8 * UPDATES  # the defaults of distill
+COMMON = ["--total-updates", str(UPDATES), "--score-every-updates", "1500", "--no-tensorboard"]
+RAY = {
+    "teacher": "zoo:pong", "env": "pong", "actors": 4, "kill_after": UPDATES // 2,
+    "total_updates": UPDATES, "score_every_updates": 1_500, "tensorboard": False,
+}  # fmt: skip
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 WAYS = {
     "one process": [["-m", "fastdistill", "distill", "--teacher", "zoo:pong"]],
     "ranks": [[*TORCHRUN, "-m", "fastdistill", "distill", "--teacher", "zoo:pong"]],
     "shards": [
-        ["-m", "fastdistill", "collect", "zoo:pong", "--steps", "28000", "--out", "DIR"],
+        ["-m", "fastdistill", "collect", "zoo:pong", "--steps", str(STATES), "--out", "DIR"],
         ["-m", "fastdistill", "distill", "--data", "DIR"],
     ],
-    "ray": [
-        ["-m", "fastdistill", "distill", "--teacher", "zoo:pong", "--engine", "ray",
-         "--actors", "2"],
-    ],
+    "ray": [["tests/ray_program.py", "RUN", "OPTIONS"]],
 }  # fmt: skip
 
 
@@ -50,11 +53,14 @@ def measure(way: str) -> dict[str, object]:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
+        names = {"DIR": f"{folder}/data", "RUN": str(run_dir), "OPTIONS": json.dumps(RAY)}
         for words in WAYS[way]:
-            words = [str(Path(folder) / "data") if word == "DIR" else word for word in words]
+            words = [names.get(word, word) for word in words]
             more = [*COMMON, "--run-dir", str(run_dir)] if "distill" in words else []
-            subprocess.run([sys.executable, *words, *more], check=True, env=dict(os.environ))
+            subprocess.run([sys.executable, *words, *more], check=True, cwd=HERE.parent)
         record = json.loads((run_dir / "evaluation.json").read_text())
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        restarts = max(json.loads(line).get("actors/restarts", 0) for line in lines)
     (student,) = record["students"]
     return {
         "commands": [" ".join(words) for words in WAYS[way]],
@@ -63,6 +69,7 @@ def measure(way: str) -> dict[str, object]:
         "teacher": record["teacher"]["summary"]["mean"],
         "student": student["summary"]["mean"],
         "percent_of_teacher": student["percent_of_teacher"],
+        "actors_restarted": restarts,
         "training_seconds": record["training_seconds"],
         "seconds": time.monotonic() - begun,
         "load_average": os.getloadavg()[1],

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ranks_program import Balancer
+from cartpole import Balancer
 from ray.cluster_utils import Cluster
 
 import fastdistill as fd
