@@ -80,13 +80,13 @@ def measure(way: str) -> dict[str, object]:
 def render() -> None:
     """The table in the page, from the result file."""
     found = json.loads(RESULTS.read_text())
-    lines = ["| way | student | share of the teacher |", "|---|---|---|"]
+    lines = ["| way | updates | student | share of the teacher |", "|---|---|---|---|"]
     for way, row in found["ways"].items():
         cells = [
             f"{part['value']:.1f}{unit} [{part['low']:.1f}, {part['high']:.1f}]"
             for part, unit in ((row["student"], ""), (row["percent_of_teacher"], "%"))
         ]
-        lines.append(f"| {way} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {way} | {row['updates']:,} | {cells[0]} | {cells[1]} |")
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
