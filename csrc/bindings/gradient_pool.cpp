@@ -86,6 +86,10 @@ Pool& pool() {
   return *instance;
 }
 
+// When the module is loaded: a fork while another thread made the pool would leave a child that
+// waits for that thread.
+[[maybe_unused]] Pool& made_at_once = pool();
+
 }  // namespace
 
 PoolBlock take_from_pool(std::size_t bytes) { return pool().take(bytes); }

@@ -17,6 +17,7 @@ using namespace fastdistill;
 namespace {
 
 constexpr int kForks = 300;
+constexpr int kStarts = 200;
 constexpr int kThreads = 3;
 
 // Six blocks at once: some from the pool, some new, and some that the pool will not keep.
@@ -34,9 +35,42 @@ bool use_pool() {
   return right && pooled_bytes() > 0;
 }
 
+// A child waits for itself alone; one that waits longer waits for ever.
+[[noreturn]] void be_the_child() {
+  alarm(20);
+  _exit(use_pool() ? 0 : 1);
+}
+
+// A fork while another thread uses the pool for the first time.
+int fork_at_the_first_use() {
+  std::atomic<bool> over{false};
+  std::thread first([&over] {
+    give_to_pool(take_from_pool(kMinPooledBytes));
+    while (!over) std::this_thread::yield();  // ThreadSanitizer takes ended threads for leaks
+  });
+  const pid_t child = fork();
+  if (child == 0) be_the_child();
+  int status = 0;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  over = true;
+  first.join();
+  return status == 0 ? 0 : 1;
+}
+
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc > 1) return fork_at_the_first_use();
+  for (int i = 0; i < kStarts; ++i) {  // each in a process of its own, which has no pool yet
+    const pid_t process = fork();
+    if (process == 0) {
+      execl(argv[0], argv[0], "first", nullptr);
+      _exit(2);
+    }
+    int status = 0;
+    CHECK_EQ(waitpid(process, &status, 0), process);
+    CHECK_EQ(status, 0);
+  }
   std::atomic<bool> over{false};
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
@@ -49,10 +83,7 @@ int main() {
   int right = 0;
   for (int i = 0; i < kForks; ++i) {
     const pid_t child = fork();
-    if (child == 0) {
-      alarm(20);
-      _exit(use_pool() ? 0 : 1);
-    }
+    if (child == 0) be_the_child();
     CHECK(child > 0);
     int status = 0;
     CHECK_EQ(waitpid(child, &status, 0), child);
