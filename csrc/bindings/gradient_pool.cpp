@@ -3,10 +3,11 @@
 
 #include <pthread.h>
 
+#include <array>
 #include <cstdlib>
 #include <mutex>
 #include <new>
-#include <vector>
+#include <type_traits>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -25,13 +26,10 @@ class Pool {
   PoolBlock take(std::size_t bytes) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      for (std::size_t i = free_.size(); i-- > 0;) {
+      for (std::size_t i = count_; i-- > 0;) {
         // Not a block of more than twice the size: it would be missing where it fits.
         if (free_[i].bytes < bytes || free_[i].bytes / 2 > bytes) continue;
-        const PoolBlock block = free_[i];
-        free_.erase(free_.begin() + static_cast<std::ptrdiff_t>(i));
-        held_ -= block.bytes;
-        return block;
+        return remove(i);
       }
     }
     const std::size_t rounded = (bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
@@ -44,18 +42,15 @@ class Pool {
   }
 
   void give_back(PoolBlock block) {
-    std::vector<PoolBlock> evicted;
+    std::array<void*, kMaxBlocks + 1> evicted;
+    std::size_t evicted_count = 0;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      free_.push_back(block);
+      free_[count_++] = block;
       held_ += block.bytes;
-      while (free_.size() > kMaxBlocks || held_ > kMaxBytes) {
-        evicted.push_back(free_.front());
-        held_ -= free_.front().bytes;
-        free_.erase(free_.begin());
-      }
+      while (count_ > kMaxBlocks || held_ > kMaxBytes) evicted[evicted_count++] = remove(0).data;
     }
-    for (const PoolBlock& old : evicted) std::free(old.data);
+    for (std::size_t i = 0; i < evicted_count; ++i) std::free(evicted[i]);
   }
 
   std::size_t held() {
@@ -65,35 +60,40 @@ class Pool {
 
   // Around a fork, so that the child has the pool as no other thread was changing it, and can lock
   // it; its blocks are the child's own copies.
-  void lock() { mutex_.lock(); }
-  void unlock() { mutex_.unlock(); }
+  void lock() noexcept { mutex_.lock(); }
+  void unlock() noexcept { mutex_.unlock(); }
 
  private:
+  PoolBlock remove(std::size_t i) {
+    const PoolBlock block = free_[i];
+    --count_;
+    for (; i < count_; ++i) free_[i] = free_[i + 1];
+    held_ -= block.bytes;
+    return block;
+  }
+
   std::mutex mutex_;
-  std::vector<PoolBlock> free_;
+  std::array<PoolBlock, kMaxBlocks + 1> free_{};  // the oldest first
+  std::size_t count_ = 0;
   std::size_t held_ = 0;
 };
 
-Pool& pool() {
-  // Never destroyed: torch may free tensors after this module's own clean-up.
-  static Pool* const instance = [] {
-    auto* made = new Pool;
-    const int status =
-        pthread_atfork([] { pool().lock(); }, [] { pool().unlock(); }, [] { pool().unlock(); });
-    if (status != 0) throw std::bad_alloc();  // its only reason
-    return made;
-  }();
-  return *instance;
-}
+// Made before any thread, so that no fork finds it half made; never destroyed, because torch may
+// free tensors after this module's own clean-up.
+constinit Pool pool;
+static_assert(std::is_trivially_destructible_v<Pool>);
 
-// When the module is loaded: a fork while another thread made the pool would leave a child that
-// waits for that thread.
-[[maybe_unused]] Pool& made_at_once = pool();
+// Fails only for want of memory.
+const int kForkStatus =
+    pthread_atfork([] { pool.lock(); }, [] { pool.unlock(); }, [] { pool.unlock(); });
 
 }  // namespace
 
-PoolBlock take_from_pool(std::size_t bytes) { return pool().take(bytes); }
-void give_to_pool(PoolBlock block) { pool().give_back(block); }
-std::size_t pooled_bytes() { return pool().held(); }
+PoolBlock take_from_pool(std::size_t bytes) {
+  if (kForkStatus != 0) throw std::bad_alloc();
+  return pool.take(bytes);
+}
+void give_to_pool(PoolBlock block) { pool.give_back(block); }
+std::size_t pooled_bytes() { return pool.held(); }
 
 }  // namespace fastdistill
