@@ -2,7 +2,7 @@
 """Policy distillation with fused native losses and a lock-free prioritized replay."""
 
 from fastdistill._native import has_cuda_kernels
-from fastdistill.api import distill
+from fastdistill.api import distill, distill_online
 from fastdistill.envs import EnvSpec
 from fastdistill.evaluation import Evaluation, evaluate, verify_teacher
 from fastdistill.export import export
@@ -39,6 +39,7 @@ __all__ = [
     "distill_loss_and_grad",
     "distill_mse",
     "distill_nll",
+    "distill_online",
     "distill_reverse_kl",
     "evaluate",
     "export",

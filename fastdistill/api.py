@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdistill.envs import BROUGHT, EnvSource, EnvSpec, ViewSource, view_name
+from fastdistill.recipes import online
 from fastdistill.recipes.distill import DistillResult, train
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.tasks import DEFAULT_TEACHER, MODULE, Given, TeacherSource
@@ -70,11 +71,7 @@ def distill(
         >>> result = fd.distill("zoo:pong", student="7%")  # doctest: +SKIP
         >>> score = fd.evaluate(result.student, "pong").mean  # doctest: +SKIP
     """
-    known = {field.name for field in fields(DistillConfig)}
-    if unknown := sorted(options.keys() - known):
-        raise TypeError(
-            f"distill: options must be fields of DistillConfig, got {', '.join(unknown)}"
-        )
+    _check_options("distill", DistillConfig, options)
     own = None if isinstance(student, str) else _own_student(student)
     if teacher is None and data is None:
         raise ValueError("distill: teacher must be given where there is no data, got none")
@@ -112,6 +109,61 @@ def distill(
     )
     given = Given(teachers, envs, teacher_view, student_view)
     return train(config, given=given, student=own, resume=resume)
+
+
+def distill_online(
+    game: str,
+    *,
+    student: str = "100%,7%",
+    loss: str = "kl",
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> DistillResult:
+    """Train a DQN and students that follow it, as ``fastdistill online`` does.
+
+    Nothing of the process is changed, as with ``distill``. Source: Rusu et al. 2015, online policy
+    distillation.
+
+    Args:
+        game: Atari game or gymnasium id.
+        student: One or several of 100%, 25%, 7%, 4%, with commas between.
+        loss: One or several of kl, nll, mse, reverse_kl, jsd, with commas between.
+        run_dir: Where everything is written, the DQN as ``teacher.json``; by default a new
+            directory under ``runs``.
+        resume: Continue the run in ``run_dir``; options that are given must be its own.
+        **options: Any other field of ``OnlineConfig``.
+
+    Returns:
+        The result; ``.student`` is the first student, ``.students`` are the files of all,
+        ``.evaluation`` has the DQN's scores beside theirs, ``.report`` is the page.
+
+    Raises:
+        ValueError: An option out of range, or a game that is not for these networks.
+        TypeError: An option that does not exist.
+
+    Example:
+        >>> import fastdistill as fd
+        >>> result = fd.distill_online("pong", total_steps=400_000)  # doctest: +SKIP
+    """
+    _check_options("distill_online", online.OnlineConfig, options)
+    if resume and run_dir is None:
+        raise ValueError("distill_online: run_dir must be given to resume, got none")
+    config = online.OnlineConfig(
+        run_dir=unused(Path("runs") / f"online-{game}") if run_dir is None else Path(run_dir),
+        game=game,
+        student=student,
+        loss=loss,
+        **options,
+    )
+    return online.train(config, resume=resume)
+
+
+def _check_options(function: str, config: type[Any], options: dict[str, Any]) -> None:
+    if unknown := sorted(options.keys() - {field.name for field in fields(config)}):
+        raise TypeError(
+            f"{function}: options must be fields of {config.__name__}, got {', '.join(unknown)}"
+        )
 
 
 def _some(teacher: TeacherSource | None) -> tuple[TeacherSource, ...]:

@@ -85,7 +85,7 @@ def copy_checkpoint(source: str | Path, path: str | Path) -> Path:
     Raises:
         CheckpointError: ``source`` is damaged; nothing was written.
     """
-    payload, card = _read_payload(_description_path(Path(source)))
+    payload, card = _read_payload(description_path(Path(source)))
     path = Path(path).with_suffix(".json")
     _write(path, f"{path.stem}.safetensors", payload, card)
     return path
@@ -136,7 +136,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     Raises:
         CheckpointError: With the file and what is wrong with it or with its weights.
     """
-    path = _description_path(Path(path))
+    path = description_path(Path(path))
     payload, card = _read_payload(path)
     library = safetensors_library()
     try:
@@ -188,7 +188,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: With the file and what is wrong with it.
     """
-    path = _description_path(Path(path))
+    path = description_path(Path(path))
     try:
         payload = read_bytes(path, limit_bytes=MAX_CARD_BYTES)
     except ValueError as error:
@@ -347,7 +347,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def _description_path(path: Path) -> Path:
+def description_path(path: Path) -> Path:
+    """The description that a checkpoint argument means: itself, beside the weights, or inside."""
     if os.path.isdir(path):
         found = sorted(entry.name for entry in path.glob("*.json"))
         # Of a run's directory the network that it is for.

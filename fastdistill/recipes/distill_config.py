@@ -45,6 +45,9 @@ class DistillConfig:
     A+B is the mean policy, A|B one of them drawn for each state."""
     game: str | None = None
     """Atari game or gymnasium id; the teacher's own by default. One for each teacher."""
+    follow: bool = False
+    """The teachers are still being trained, by other programs: take up each new one that is written
+    to the same place."""
     data: str | None = None
     """Directory that fastdistill collect has written, of several games with commas between: learn
     from it instead of playing. Its teacher is the default, its lanes and its play are as they are.
@@ -171,6 +174,7 @@ class DistillConfig:
                 f"DistillConfig: num_lanes must be a multiple of {self.actors} actors, got "
                 f"{self.num_lanes}"
             )
+        self._check_following()
         one_of(self, "damaged", (self.damaged,), ("refuse", "skip"))
         one_of(self, "student", self.sizes, SIZES if self.student != OWN else (OWN,))
         at_least(
@@ -186,3 +190,15 @@ class DistillConfig:
         share(self, "epsilon")
         shares(self, "task_weights")
         temperature_option(self)
+
+    def _check_following(self) -> None:
+        """Labels that others made, or of what the replay does not hold, cannot be made anew."""
+        if not self.follow:
+            return
+        for name in ("data", "teacher_view", "student_view"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"DistillConfig: {name} must be none with follow, got {getattr(self, name)!r}"
+                )
+        if self.engine == "ray":
+            raise ValueError("DistillConfig: engine must be local with follow, got 'ray'")

@@ -12,8 +12,10 @@ from fastdistill.networks import num_parameters
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.judging import Judges, evaluate
 from fastdistill.recipes.sources import Source
+from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.learners.student import OwnStudent, Student, make_students
 from fastdistill.training.optimizing import linear
+from fastdistill.training.published import Publications
 from fastdistill.training.run import Run, say
 from fastdistill.training.state import select, under
 from fastdistill.training.students import Students
@@ -57,6 +59,11 @@ class DistillParts:
             seed=config.seed,
         )
         self.source = source(learners, run.at)
+        self.publications: Publications | None = None
+        if config.follow:
+            if run.ranks.world > 1 or not isinstance(self.source, LabelledPlay):
+                raise ValueError("distill: follow must be off with several ranks, got on")
+            self.publications = Publications(self.source, fits=config.temperature == "auto")
         self._batch_size = run.ranks.part_of("batch_size", config.batch_size)
         self._begins_anew = False
         lanes = max(config.score_episodes, min(config.evaluation_episodes, 10), 1)
@@ -100,12 +107,16 @@ class DistillParts:
     def step(self) -> None:
         """One step of every lane, and the updates that are then due."""
         config, at = self.config, self.run.at
+        if self.publications is not None:
+            self.publications.look()
         self.source.step(config.epsilon, self._students_share())
         due = (at.step - config.learning_starts_steps) / config.steps_per_update
         while at.updates + 1 <= due and self.fraction < 1.0:
             if at.updates == 0:
                 self.students.set_obs_statistics(self.source.measure())
             lesson = self.source.sample(self._batch_size)
+            if self.publications is not None:
+                lesson = self.publications.label(lesson)
             self.students.learn(lesson, linear(config.learning_rate, 0.0, self.fraction))
             at.updates = self.students.updates
             at.lap("learn")
@@ -120,6 +131,7 @@ class DistillParts:
                 "charts/learning_rate": linear(self.config.learning_rate, 0.0, self.fraction),
                 "time/training_seconds": self.run.at.training_seconds,
                 **self.source.metrics(),
+                **(self.publications.metrics() if self.publications is not None else {}),
             }
         )
 

@@ -27,6 +27,7 @@ class Drivers:
     """The driver of each lane; the teacher labels what any of them sees.
 
     Attributes:
+        teacher: Of the task.
         lanes: ``[lanes]``, the place of the student at the wheel; ``TEACHER`` is the teacher.
         students_ready: Whether students may drive: before its first update a student has no input
             statistics, and nothing to say.
@@ -51,7 +52,7 @@ class Drivers:
         self.lanes = np.full(num_lanes, TEACHER, np.int64)
         self.students_ready = False
         self._owed = 0.0
-        self._teacher = teacher
+        self.teacher = teacher
         self._students = students
         self._bfloat16 = bfloat16
         self._width = width
@@ -88,9 +89,9 @@ class Drivers:
 
     def __call__(self, env: LaneEnv) -> Choice:
         """Greedy actions of whoever drives; ``teacher_logits``, the teacher's word on all lanes."""
-        device, obs, taught = self._teacher.device, env.obs, env.teacher_obs
+        device, obs, taught = self.teacher.device, env.obs, env.teacher_obs
         seen = torch.from_numpy(obs).to(device)
-        labels = self._teacher.values(seen if taught is obs else torch.from_numpy(taught))
+        labels = self.teacher.values(seen if taught is obs else torch.from_numpy(taught))
         greedy = labels.argmax(dim=1).cpu().numpy()
         driving = np.unique(self.lanes[self.lanes >= 0]) if self.students_ready else ()
         for index in driving:

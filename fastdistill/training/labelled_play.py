@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdistill import streams
 from fastdistill.envs import LaneEnv
+from fastdistill.teachers import Teacher
 from fastdistill.training.collector import Collector, into_replay
 from fastdistill.training.counters import Counters
 from fastdistill.training.drivers import DRIVER_STEPS, Drivers
@@ -98,6 +99,11 @@ class LabelledPlay(LabelledRows):
             drivers.students_ready = counters.updates > 0
             collector.step(epsilon)
         counters.step += lanes
+
+    def take_up(self, place: int, teacher: Teacher) -> None:
+        """From now on another teacher of a task labels, and drives where the last one did."""
+        self.tasks[place].teacher = teacher
+        self._stages[place].drivers.teacher = teacher
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import fastdistill as fd
 from fastdistill.cli import main
 from fastdistill.envs import make_env
 from fastdistill.networks import QNetwork, paper_architecture
@@ -154,6 +155,20 @@ def test_scores_of_teacher_and_students_are_recorded_and_evaluated(tmp_path, cap
     assert all(record["teacher/score_error"] >= 0 for record in scored)
     assert sum("students/kl_7_seed1/score" in record for record in records) == 2  # not untaught
     assert main(["evaluate", str(tmp_path / "run" / "student"), "--episodes", "2"]) == 0
+
+
+def test_the_function_is_the_command(whole, tmp_path, monkeypatch):
+    config, _ = whole
+    monkeypatch.chdir(tmp_path)
+    options = {"follow": config.follow, "temperature": "auto", **TINY, **STUDENTS}
+    result = fd.distill_online(options.pop("game"), **options)
+    assert result.run_dir == Path("runs/online-CartPole-v1-1")
+    assert equal(weights(config.run_dir), weights(result.run_dir))
+    assert isinstance(result.student, QNetwork)
+    with pytest.raises(TypeError, match="distill_online: options must be fields of OnlineConfig, "):
+        fd.distill_online("CartPole-v1", driver="student")
+    with pytest.raises(ValueError, match="distill_online: run_dir must be given to resume"):
+        fd.distill_online("CartPole-v1", resume=True)
 
 
 @pytest.mark.parametrize(
