@@ -19,6 +19,7 @@ from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.recipes.dqn_teaching import DqnTeaching
 from fastdistill.recipes.guided_teaching import GuidedTeaching
 from fastdistill.recipes.teaching import TeacherResult, finish, teach
+from fastdistill.report import try_report
 from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
 from fastdistill.training.run import Run, Stop
 from fastdistill.training.task import check_games
@@ -47,4 +48,7 @@ def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) 
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
         teach(config, run, parts)
-        return finish(config, run, device, guide=parts.guide)
+        result = finish(config, run, device, guide=parts.guide)
+    if parts.guide is not None and result.evaluation:
+        try_report(config.run_dir)
+    return result

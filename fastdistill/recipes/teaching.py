@@ -19,7 +19,7 @@ from fastdistill.evaluation.statistics import HUMAN_SCORES
 from fastdistill.networks import QNetwork, load_network, save_network
 from fastdistill.recipes.options import at_least, names, positive, share, within_limits
 from fastdistill.training.configuration import check_types, command_line
-from fastdistill.training.guide import Guide
+from fastdistill.training.guide import GUIDED, Guide
 from fastdistill.training.process import default_bfloat16
 from fastdistill.training.publishing import games_card
 from fastdistill.training.run import Run
@@ -258,7 +258,7 @@ def finish(
         with judging_games(config, config.evaluation_episodes) as games:
             records = [
                 compare(
-                    *_sides(player, students(place), guide),
+                    *_sides(config, player, students(place), guide),
                     env,
                     episodes=config.evaluation_episodes,
                     seed=config.seed,
@@ -293,16 +293,16 @@ def finish(
 
 
 def _sides(
-    network: nn.Module, students: Iterable[Player], guide: Guide | None
+    config: TeachingConfig, network: nn.Module, students: Iterable[Player], guide: Guide | None
 ) -> tuple[Player, Iterable[Player]]:
     """Who is measured by whom."""
     if guide is None:
         return Player("teacher", network, network, {}), students
     teacher = guide.teacher
-    facts = {"kind": "guided", "size": "", "seed": 0}
+    facts = {"kind": GUIDED, "size": config.size, "seed": config.seed}
     return (
         Player("teacher", teacher, teacher.module, {}),
-        [Player("guided", network, network, facts)],
+        [Player(GUIDED, network, network, facts)],
     )
 
 

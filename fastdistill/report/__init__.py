@@ -112,7 +112,8 @@ def _play(run_dir: Path, results: Results, path: Path, place: int) -> tuple[byte
     """
     student = headline_student(results)
     own = run_dir / "teacher.json"  # of a run whose teacher learned in it
-    source = results.config.get("teacher", str(own) if own.is_file() else None)
+    guide = results.config.get("guide")
+    source = guide or results.config.get("teacher", str(own) if own.is_file() else None)
 
     def record() -> None:
         if student is None:
@@ -120,7 +121,7 @@ def _play(run_dir: Path, results: Results, path: Path, place: int) -> tuple[byte
         if not isinstance(source, str):
             raise ValueError("the run's configuration names no teacher that could be loaded")
         own = source.split(",")[place].strip() if source.count(",") >= place else source
-        checkpoint = _checkpoint(run_dir, student.names[0])
+        checkpoint = run_dir / "teacher" if guide else _checkpoint(run_dir, student.names[0])
         recorded_game({"game": results.game})  # refuses one that would import a module
         env = make_env(results.game, 1, preset=results.preset, training=False)
         try:

@@ -23,10 +23,10 @@ from fastdistill.report.results import (
     Curve,
     Player,
     Results,
-    _curve,
     _number,
     _read_object,
     _text,
+    read_curve,
     read_evaluation,
     read_games,
 )
@@ -56,8 +56,8 @@ class Contender:
         own: Whether the run that the report is about has it.
         label: Unique among the contenders of a report.
         returns: Of each game each seed's scores of its episodes.
-        curves: Of each game the score against time, a curve for each run; "" is over all games the
-            share of the teachers' level.
+        curves: Of each game the score while training, a curve for each run; "" is over all games
+            the share of the teachers' level.
         parameters: Of each game, or of all in one network under "".
         updates: Of each game's runs, or under "" of runs of all; one number for each run.
         seconds: Of training, likewise.
@@ -152,7 +152,7 @@ def read_contenders(
             raise ValueError(
                 f"write_report: a run beside must be finished, with evaluation.json, got {path}"
             )
-        theirs = read_games(path)
+        theirs = read_games(path, games[0].by)
         _check(path, theirs, known)
         _add(found, path, theirs, known, own=False)
     contenders = list(found.values())
@@ -215,7 +215,7 @@ def _add(
             if game in known and "score" in player.curves:
                 contender.curves.setdefault(game, []).append(player.curves["score"])
         first = next(iter(by_game.values()))
-        share = _curve(records, [f"students/{name}/share" for name in first.names])
+        share = read_curve(records, [f"students/{name}/share" for name in first.names], games[0].by)
         if names and share is not None:
             contender.curves.setdefault("", []).append(share)
         place = "" if names else games[0].game

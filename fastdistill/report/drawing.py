@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdistill.report.results import Curve
-from fastdistill.report.words import TimeUnit
+from fastdistill.report.words import Unit
 
 # Okabe and Ito's colours, distinguishable by the colour-blind; reordered, yellow darkened.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0529b", "#3d9fd6", "#b58900")
@@ -81,25 +81,25 @@ def line(
     axes: Any,
     curve: Curve,
     style: LineStyle,
-    unit: TimeUnit,
+    unit: Unit,
     label: str,
     *,
     scale: float = 1.0,
     mark: bool = False,
     spread: bool = False,
 ) -> None:
-    """One measure against training time."""
-    time, colour = curve.seconds / unit.seconds, SERIES[style.series]
+    """One measure while training."""
+    at, colour = curve.at / unit.amount, SERIES[style.series]
     if spread and (curve.high > curve.low).any():
-        axes.fill_between(time, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(at, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
     axes.plot(
-        time,
+        at,
         scale * curve.mean,
         color=colour,
         linewidth=1.8,
         dashes=style.dashes or (None, None),
         label=label,
-        marker="o" if mark or len(time) == 1 else "",
+        marker="o" if mark or len(at) == 1 else "",
         markersize=3.6,
     )
 

@@ -25,7 +25,7 @@ from fastdistill.report.drawing import (
     style_axes,
 )
 from fastdistill.report.results import Player, Results
-from fastdistill.report.words import TimeUnit, episodes_title, learning_title, number, score_title
+from fastdistill.report.words import Unit, episodes_title, learning_title, number, score_title
 
 MAX_FINALS = 4  # more final scores and bands than these would cover one another
 
@@ -73,15 +73,15 @@ def draw_all(results: Results, folder: Path) -> dict[str, Drawing]:
 
 
 def _draw_score(results: Results, figure: Any, width: int) -> None:
-    """Mean score against training time, the teacher's level and random play."""
+    """Mean score while training, the teacher's level and random play."""
     lines = {p.label: p.curves["score"] for p in results.students if "score" in p.curves}
-    unit = TimeUnit.fitting([curve.seconds for curve in lines.values()])
+    unit = Unit.of(lines.values(), results.by)
     axes = style_axes(figure.subplots(), "Mean score per episode, points")
     styles = line_styles(results)
-    end = max(float(curve.seconds[-1]) for curve in lines.values()) / unit.seconds
+    end = max(float(curve.at[-1]) for curve in lines.values()) / unit.amount
     draw_levels(results.teacher, results.random_score, axes)
     if (own := results.teacher.curves.get("score")) is not None:
-        axes.plot(own.seconds / unit.seconds, own.mean, color=TEACHER, linewidth=1.4, marker=".")
+        axes.plot(own.at / unit.amount, own.mean, color=TEACHER, linewidth=1.4, marker=".")
     for label, curve in lines.items():
         line(axes, curve, styles[label], unit, label, mark=True, spread=len(lines) <= MAX_FINALS)
     finals = [player for player in results.students if player.score]
@@ -103,7 +103,7 @@ def _draw_score(results: Results, figure: Any, width: int) -> None:
                 elinewidth=1.8,
             )
     axes.set_xlim(0, end * (1.06 + 0.025 * min(len(finals), MAX_FINALS)))
-    axes.set_xlabel(f"training time, {unit.name}")
+    axes.set_xlabel(unit.axis)
 
 
 def draw_levels(teacher: Player, random_score: float | None, axes: Any) -> None:
@@ -137,19 +137,19 @@ def draw_levels(teacher: Player, random_score: float | None, axes: Any) -> None:
 
 
 def _draw_learning(results: Results, figure: Any, width: int) -> None:
-    """Loss, agreement and KL against training time, one panel each."""
+    """Loss, agreement and KL while training, one panel each."""
     panels = {
         "loss": "Loss on the batches learned from",
         "agreement": "Agreement with the teacher, %",
         "kl": "KL from the teacher, nats",
     }
-    seconds = [
-        curve.seconds
+    drawn = [
+        curve
         for player in results.students
         for measure, curve in player.curves.items()
         if measure in panels
     ]
-    unit, styles = TimeUnit.fitting(seconds), line_styles(results)
+    unit, styles = Unit.of(drawn, results.by), line_styles(results)
     shape = (1, len(panels)) if width >= WIDE else (len(panels), 1)
     for axes, (measure, title) in zip(
         figure.subplots(*shape, squeeze=False).flat, panels.items(), strict=True
@@ -163,10 +163,10 @@ def _draw_learning(results: Results, figure: Any, width: int) -> None:
         if not axes.lines:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
             axes.set_yticks([])
-        axes.set_xlim(0, max(float(one[-1]) for one in seconds) / unit.seconds * 1.02)
+        axes.set_xlim(0, max(float(one.at[-1]) for one in drawn) / unit.amount * 1.02)
         axes.set_ylim(bottom=0)
         if shape[0] == 1 or measure == "kl":
-            axes.set_xlabel(f"training time, {unit.name}")
+            axes.set_xlabel(unit.axis)
     figure.get_layout_engine().set(h_pad=6 / 72, w_pad=8 / 72)
 
 

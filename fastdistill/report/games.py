@@ -71,7 +71,7 @@ def render_games(
 def render_beside(
     games: Sequence[Results], contenders: Sequence[Contender], drawing: Drawing | None
 ) -> str:
-    """Score against time and the table of each game, as a part of a page."""
+    """Score while training and the table of each game, as a part of a page."""
     title = "Game by game" if len(games) > 1 else "Beside other runs"
     return (
         _figure(drawing, "Score", _legend(contenders), _figure_note(contenders))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # ruff: noqa: RUF001 (typographic apostrophes and signs: this text is read by people)
-"""The figure of several runs or games: score against training time, a panel for each game."""
+"""The figure of several runs or games: score while training, a panel for each game."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastdistill.report.drawing import (
 )
 from fastdistill.report.figures import draw_levels
 from fastdistill.report.results import Results
-from fastdistill.report.words import TimeUnit, game_title
+from fastdistill.report.words import Unit, game_title
 
 
 def contender_styles(contenders: Sequence[Contender]) -> dict[str, LineStyle]:
@@ -67,7 +67,7 @@ def _title(games: Sequence[Results], contenders: Sequence[Contender]) -> str:
             played += 1
             reached += any(bool((curve.mean >= low).any()) for curve in curves)
     if not played:
-        return "Score against training time, beside other runs"
+        return "The score while training, beside other runs"
     if len(games) == 1:
         found = "comes" if reached else "does not come"
         return f"While training, the student {found} within the teacher’s interval"
@@ -97,7 +97,7 @@ def _draw(
     by_name = {game.game: game for game in games}
     styles = contender_styles(contenders)
     curves = [curve for one in contenders for some in one.curves.values() for curve in some]
-    unit = TimeUnit.fitting([curve.seconds for curve in curves])
+    unit = Unit.of(curves, games[0].by)
     rows, columns = _shape(len(panels), width)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
@@ -122,5 +122,5 @@ def _draw(
                     label=contender.label,
                 )
         axes.set_xlim(left=0)
-        axes.set_xlabel(f"training time, {unit.name}")
+        axes.set_xlabel(unit.axis)
     figure.get_layout_engine().set(h_pad=6 / 72, w_pad=8 / 72)

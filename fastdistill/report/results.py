@@ -23,6 +23,7 @@ from fastdistill.evaluation.statistics import (
     seeds_score,
     summarize,
 )
+from fastdistill.training.guide import GUIDED
 from fastdistill.training.metrics import read_jsonl
 
 CURVES = ("score", "loss", "agreement", "kl")
@@ -33,9 +34,13 @@ GOOD_PERCENT = 95.0
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One measure against training time; ``low`` and ``high`` are the extremes over seeds."""
+    """One measure while training; ``low`` and ``high`` are the extremes over seeds.
 
-    seconds: NDArray[np.float64]
+    Attributes:
+        at: Seconds of training or agent steps, see ``Results.by``.
+    """
+
+    at: NDArray[np.float64]
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
@@ -93,6 +98,8 @@ class Results:
         training_seconds: Of the whole run.
         teacher: The teacher.
         students: One per loss and size, in the file's order.
+        by: What the run is drawn against: ``"seconds"`` of training, or agent ``"steps"`` where
+            a network learns from its environment.
         teacher_on_record: Whether the teacher's episodes are its card's, not of this run.
         machine: What it ran on.
         commands: That made it.
@@ -113,6 +120,7 @@ class Results:
     commands: tuple[str, ...]
     config: dict[str, Any]
     versions: dict[str, Any]
+    by: str = "seconds"
     teacher_on_record: bool = False
 
 
@@ -128,11 +136,16 @@ def read_evaluation(run_dir: Path) -> dict[str, Any]:
     return _read_object(path)
 
 
-def read_games(run_dir: Path) -> list[Results]:
-    """What a run says of each of its games; of one game just that."""
+def read_games(run_dir: Path, by: str | None = None) -> list[Results]:
+    """What a run says of each of its games; of one game just that.
+
+    Args:
+        run_dir: Of the run.
+        by: What it is drawn against, see ``Results``; by default what suits its recipe.
+    """
     evaluation = read_evaluation(run_dir)
     if "games" not in evaluation:
-        return [read_results(run_dir, evaluation)]
+        return [read_results(run_dir, evaluation, by=by)]
     games = evaluation["games"]
     if not isinstance(games, list) or not all(isinstance(game, dict) for game in games):
         raise ValueError(
@@ -141,12 +154,16 @@ def read_games(run_dir: Path) -> list[Results]:
         )
     shared = {key: evaluation.get(key) for key in ("training_seconds", "updates", "commands")}
     return [
-        read_results(run_dir, {**shared, **game}, f"/{_text(game.get('game'))}") for game in games
+        read_results(run_dir, {**shared, **game}, f"/{_text(game.get('game'))}", by)
+        for game in games
     ]
 
 
 def read_results(
-    run_dir: Path, evaluation: dict[str, Any] | None = None, suffix: str = ""
+    run_dir: Path,
+    evaluation: dict[str, Any] | None = None,
+    suffix: str = "",
+    by: str | None = None,
 ) -> Results:
     """Read ``evaluation.json`` and, where present, ``config.json`` and ``metrics.jsonl``.
 
@@ -154,6 +171,7 @@ def read_results(
         run_dir: Of the run.
         evaluation: Instead of the content of the first.
         suffix: Of the metrics' keys, where they are one game's of several.
+        by: As of ``read_games``.
 
     Raises:
         ValueError: A file is damaged, or there is no ``evaluation.json``.
@@ -172,16 +190,25 @@ def read_results(
     run = _read_object(config_path) if config_path.is_file() else {}
     records = read_jsonl(metrics_path) if metrics_path.is_file() else []
     random_score = _number(evaluation.get("random_score"))
-    teacher = _player("teacher", [evaluation["teacher"]], None, None, [])
-    if (curve := _curve(records, [f"teacher/score{suffix}"])) is not None:
-        teacher.curves["score"] = curve  # it was still learning
+    by = by or ("seconds" if run.get("recipe") in (None, "distill") else "steps")
+    teacher = _player("teacher", [evaluation["teacher"]], None, None, {})
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in evaluation["students"]:
         groups.setdefault((_text(entry.get("kind")), _text(entry.get("size"))), []).append(entry)
     students = tuple(
-        _player(" ".join(key).strip() or "student", entries, teacher, random_score, records, suffix)
+        _player(
+            " ".join(key).strip() or "student",
+            entries,
+            teacher,
+            random_score,
+            _curves(records, entries, suffix, by),
+        )
         for key, entries in groups.items()
     )
+    own = read_curve(records, [f"teacher/score{suffix}"], by)
+    if own is not None:  # of the network that learns from its environment
+        guided = next((player for player in students if player.kind == GUIDED), teacher)
+        guided.curves["score"] = own
     seed, episodes = _number(evaluation.get("seed")), _number(evaluation.get("episodes"))
     return Results(
         game=_text(evaluation["game"]),
@@ -197,6 +224,7 @@ def read_results(
         commands=tuple(str(line) for line in evaluation.get("commands") or ()),
         config=_mapping(run.get("config")),
         versions=_mapping(run.get("versions")),
+        by=by,
         teacher_on_record=bool(_mapping(evaluation["teacher"].get("on_record"))),
     )
 
@@ -221,8 +249,7 @@ def _player(
     entries: list[dict[str, Any]],
     teacher: Player | None,
     random_score: float | None,
-    records: list[dict[str, Any]],
-    suffix: str = "",
+    curves: dict[str, Curve],
 ) -> Player:
     names = tuple(_text(entry.get("name")) for entry in entries)
     raw = [tuple(float(score) for score in entry.get("returns") or ()) for entry in entries]
@@ -257,21 +284,29 @@ def _player(
             batch: _mean([_number(latency.get(batch)) for latency in latencies])
             for batch in BATCHES
         },
-        curves={
-            measure: curve
-            for measure in CURVES
-            if (curve := _curve(records, [f"students/{name}/{measure}{suffix}" for name in names]))
-        },
+        curves=curves,
     )
 
 
-def _curve(records: list[dict[str, Any]], keys: list[str]) -> Curve | None:
+def _curves(
+    records: list[dict[str, Any]], entries: list[dict[str, Any]], suffix: str, by: str
+) -> dict[str, Curve]:
+    names = [_text(entry.get("name")) for entry in entries]
+    found = {
+        measure: read_curve(records, [f"students/{name}/{measure}{suffix}" for name in names], by)
+        for measure in CURVES
+    }
+    return {measure: curve for measure, curve in found.items() if curve is not None}
+
+
+def read_curve(records: list[dict[str, Any]], keys: list[str], by: str) -> Curve | None:
+    """The mean of some measures against training time or steps; None where none is on record."""
     points = []
     for record in records:
-        seconds = _number(record.get("time/training_seconds"))
+        at = _number(record.get("step" if by == "steps" else "time/training_seconds"))
         values = [value for key in keys if (value := _number(record.get(key))) is not None]
-        if seconds is not None and values:
-            points.append((seconds, sum(values) / len(values), min(values), max(values)))
+        if at is not None and values:
+            points.append((at, sum(values) / len(values), min(values), max(values)))
     return Curve(*np.array(points, np.float64).T) if points else None
 
 

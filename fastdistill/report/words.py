@@ -7,31 +7,41 @@ Plain text; the page escapes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from fastdistill.report.results import GOOD_PERCENT, Player, Results, headline_student
+from fastdistill.report.results import GOOD_PERCENT, Curve, Player, Results, headline_student
 
 NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class TimeUnit:
-    """A unit of training time: its name and its length in seconds."""
+class Unit:
+    """Of training time or of agent steps: its name, how much one is, what an axis of it says."""
 
     name: str
-    seconds: float
+    amount: float
+    axis: str
 
     @classmethod
-    def fitting(cls, seconds: Sequence[Any]) -> TimeUnit:
-        """The unit for axes that reach to the last of these ascending times."""
-        longest = max((float(one[-1]) for one in seconds), default=0.0)
-        if longest <= 300:
-            return cls("seconds", 1.0)
-        return cls("minutes", 60.0) if longest <= 3 * 3600 else cls("hours", 3600.0)
+    def fitting(cls, longest: float, by: str) -> Unit:
+        """The unit for what reaches that far, in what ``Results.by`` says."""
+        if by == "steps":
+            for least, name in ((3e6, "million"), (3e3, "thousand")):
+                if longest > least:
+                    return cls(name, least / 3, f"agent steps, {name}s")
+            return cls("agent steps", 1.0, "agent steps")
+        for least, name, amount in ((3 * 3600, "hours", 3600.0), (300, "minutes", 60.0)):
+            if longest > least:
+                return cls(name, amount, f"training time, {name}")
+        return cls("seconds", 1.0, "training time, seconds")
+
+    @classmethod
+    def of(cls, curves: Iterable[Curve], by: str) -> Unit:
+        """The unit for an axis of all these."""
+        return cls.fitting(max((float(curve.at[-1]) for curve in curves), default=0.0), by)
 
 
 def number(value: float) -> str:
@@ -55,8 +65,8 @@ def percent(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """A length of time in words, in the unit that an axis up to it would have."""
-    unit = TimeUnit.fitting([[seconds]])
-    amount = seconds / unit.seconds
+    unit = Unit.fitting(seconds, "seconds")
+    amount = seconds / unit.amount
     return f"{amount:.{0 if amount >= 10 else 1}f} {unit.name}"
 
 
@@ -107,11 +117,11 @@ def score_title(results: Results) -> str:
     level = results.teacher.score
     curves = {p.label: (p, p.curves["score"]) for p in results.students if "score" in p.curves}
     if not curves:
-        return "Score against training time was not measured"
+        return "The score while training was not measured"
     if level is None:
-        return "Score against training time; the teacher’s was not measured"
+        return "The score while training; the teacher’s was not measured"
     reached = {
-        label: float(curve.seconds[np.argmax(curve.mean >= level.low)])
+        label: float(curve.at[np.argmax(curve.mean >= level.low)])
         for label, (_, curve) in curves.items()
         if (curve.mean >= level.low).any()
     }
@@ -124,6 +134,8 @@ def score_title(results: Results) -> str:
         )
     first = min(reached, key=lambda label: reached[label])
     after = duration(reached[first])
+    if results.by == "steps":
+        after = f"{reached[first]:,.0f} agent steps"
     if len(curves) == 1:
         return f"The student comes within the teacher’s interval after {after}"
     return (
@@ -148,7 +160,7 @@ def learning_title(results: Results) -> str:
     """How close students come to the teacher's policy."""
     ends = {p.label: (p, p.curves["kl"].mean) for p in results.students if "kl" in p.curves}
     if not ends:
-        return "What the student learned, against training time"
+        return "What the student learned"
     player, values = min(ends.values(), key=lambda pair: float(pair[1][-1]))
     if len(results.students) == 1:
         text = f"The KL from the teacher goes from {values[0]:.2f} to {values[-1]:.2f} nats"

@@ -17,6 +17,10 @@ SCHEDULES = ("return", "linear")
 COLLAPSED = 0.5
 
 
+# The kind, in an evaluation, of a network that had a guide, which measures it.
+GUIDED = "guided"
+
+
 class GuideTerm(NamedTuple):
     """What an update adds to the TD loss: ``weight * KL(guide || network)``.
 

@@ -17,6 +17,9 @@ from fastdistill.networks.checkpoint import read_checkpoint
 from fastdistill.recipes import dqn
 from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.recipes.guided_teaching import GuidedTeaching
+from fastdistill.report import write_report
+from fastdistill.report.beside import read_contenders
+from fastdistill.report.results import read_games
 from fastdistill.teachers import load_teacher
 from fastdistill.training.counters import Counters
 from fastdistill.training.guide import Guide, GuideTerm
@@ -47,7 +50,7 @@ def guide(tmp_path_factory):
     return balancer(tmp_path_factory.mktemp("guide") / "guide")
 
 
-def config_of(run_dir: Path, guide: str, **changes) -> DqnConfig:
+def config_of(run_dir: Path, guide: str | None, **changes) -> DqnConfig:
     return DqnConfig(run_dir=run_dir, guide=guide, **{**TINY, **changes})
 
 
@@ -143,6 +146,17 @@ def test_the_guide_plays_first_and_the_run_resumes_bitwise(guide, tmp_path, caps
     first = next(record for record in records if record["step"] == 200)
     assert first["charts/episodes"] < 8  # the guide's games are long, random ones last 22 steps
     assert [r["guide/weight"] for r in records if "guide/weight" in r][-1] <= 1.0
+    dqn.train(config_of(tmp_path / "alone", None, score_episodes=0))
+    page = write_report(tmp_path / "whole", [tmp_path / "alone"]).read_text()
+    for text in ("guided 7%", "dqn 7%", "agent steps", "of its level", "How steady"):
+        assert text in page, text
+    games = read_games(tmp_path / "whole")
+    contenders = read_contenders(tmp_path / "whole", games, [tmp_path / "alone"])
+    assert [one.label for one in contenders] == ["guided 7%", "dqn 7%"]
+    (curve,) = contenders[0].curves["CartPole-v1"]
+    scored = [record for record in records if "teacher/score" in record]
+    assert curve.at.tolist() == [record["step"] for record in scored]
+    assert curve.mean.tolist() == [record["teacher/score"] for record in scored]
     for cut in (10, 70, 130):  # in the guide's play, in the updates on it, and after
         config = config_of(tmp_path / f"cut{cut}", guide)
         assert dqn.train(config, stop=StopAt(cut)).stopped

@@ -180,7 +180,7 @@ def test_curves_are_means_over_seeds_with_their_extremes(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     curve = read_results(tmp_path).students[0].curves["kl"]
     kept = [record for record in records if "time/training_seconds" in record]
-    assert curve.seconds.tolist() == [record["time/training_seconds"] for record in kept]
+    assert curve.at.tolist() == [record["time/training_seconds"] for record in kept]
     for index, record in enumerate(kept):
         values = [record.get(f"students/kl-7-{seed}/kl") for seed in range(3)]
         values = [value for value in values if value is not None]
