@@ -61,6 +61,8 @@ def measure(way: str) -> dict[str, object]:
         record = json.loads((run_dir / "evaluation.json").read_text())
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
         restarts = max(json.loads(line).get("actors/restarts", 0) for line in lines)
+    if way == "ray" and not restarts:
+        raise RuntimeError("no actor died: the run shows nothing of what happens then")
     (student,) = record["students"]
     return {
         "commands": [" ".join(words) for words in WAYS[way]],

@@ -51,8 +51,9 @@ def kill_an_actor(run_dir: Path, after_updates: int) -> None:
     """Kill the process of one actor once the run is so far."""
     metrics = run_dir / "metrics.jsonl"
     while True:
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        records = [json.loads(line) for line in lines]
+        text = metrics.read_text() if metrics.exists() else ""
+        # A last line without its end is still being written.
+        records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         if any(record.get("time/updates", 0) >= after_updates for record in records):
             break
         time.sleep(0.02)
