@@ -24,8 +24,8 @@ import machine
 import torch
 from torch import Tensor
 
-from fastdistill import _core, distill_loss_and_grad, frames
-from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill import _core, distill_loss_and_grad
+from fastdistill.networks import QNetwork, convolutions, paper_architecture
 
 Update = Callable[[], None]
 
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, help="also write the result there, as JSON")
     arguments = parser.parse_args()
-    if not frames.is_available():
+    if not convolutions.is_available():
         raise SystemExit("update_speed: this CPU has no AVX2 or was told not to use it")
     result = {
         "benchmark": "update_speed",

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -47,9 +49,35 @@ def test_files_and_functions_are_short(path):
         assert long_functions(text) == []
 
 
+def missing_imports(source: str) -> list[str]:
+    """What is imported from the package and is not there."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastdistill":
+            assert node.module is not None
+            module = importlib.import_module(node.module)
+            found += [
+                f"{node.module}.{name.name}"
+                for name in node.names
+                if not hasattr(module, name.name)
+                and importlib.util.find_spec(f"{node.module}.{name.name}") is None
+            ]
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CSRC.parent / "benchmarks").glob("*.py")), ids=lambda path: path.name
+)
+def test_benchmarks_import_what_is_there(path):
+    """They are run by hand, months apart; what moves would be missed."""
+    assert missing_imports(path.read_text()) == []
+
+
 def test_the_rule_notices():
     body = "\n".join("    x = 1" for _ in range(60))
     assert long_functions(f"def f():\n{body}") == [("f", 61)]
     short = "\n".join("    x = 1" for _ in range(59))
     doc = '    """' + "\n" * 40 + '"""'
     assert long_functions(f"def f():\n{doc}\n{short}") == []
+    wrong = "from fastdistill import frames, _core\nfrom fastdistill.envs import lanes, no_env"
+    assert missing_imports(wrong) == ["fastdistill.frames", "fastdistill.envs.no_env"]
