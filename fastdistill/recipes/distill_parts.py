@@ -114,6 +114,7 @@ class DistillParts:
         while at.updates + 1 <= due and self.fraction < 1.0:
             if at.updates == 0:
                 self.students.set_obs_statistics(self.source.measure())
+                at.lap("learn")
             lesson = self.source.sample(self._batch_size)
             if self.publications is not None:
                 lesson = self.publications.label(lesson)

@@ -27,6 +27,8 @@ class Shares:
 
     def take(self, rows: int) -> list[int]:
         """Of each task, for a batch of ``rows``."""
+        if len(self._shares) == 1:  # what follows would take a tenth of the sampling's time
+            return [rows]
         wanted = self._shares * rows + self._owed
         counts = np.maximum(np.floor(wanted), 0).astype(np.int64)
         while (missing := rows - int(counts.sum())) != 0:
