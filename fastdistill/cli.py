@@ -248,7 +248,8 @@ def _report_teacher(run_dir: Path, result: TeacherResult) -> int:
         return STOPPED_STATUS
     line = f"{run_dir}/teacher.json after {result.step:,} steps"
     for record in result.evaluation.get("games", [result.evaluation] if result.evaluation else []):
-        mean = record["teacher"]["summary"]["mean"]
+        # With a guide the network is the student of the record.
+        mean = [*record["students"], record["teacher"]][0]["summary"]["mean"]
         line += f"; {record['game']}" if "games" in result.evaluation else ""
         line += f": mean {mean['value']:.2f}, 95% [{mean['low']:.2f}, {mean['high']:.2f}]"
         line += f" over {record['episodes']} episodes"

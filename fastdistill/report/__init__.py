@@ -122,6 +122,8 @@ def _play(run_dir: Path, results: Results, path: Path, place: int) -> tuple[byte
             raise ValueError("the run's configuration names no teacher that could be loaded")
         own = source.split(",")[place].strip() if source.count(",") >= place else source
         checkpoint = run_dir / "teacher" if guide else _checkpoint(run_dir, student.names[0])
+        if not results.preset:
+            raise ValueError("only Atari games can be recorded")
         recorded_game({"game": results.game})  # refuses one that would import a module
         env = make_env(results.game, 1, preset=results.preset, training=False)
         try:

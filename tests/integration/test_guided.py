@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from cartpole import balancer
 from torch.nn import functional as F
 
+from fastdistill.cli import main
 from fastdistill.envs import make_env
 from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import read_checkpoint
@@ -163,6 +165,19 @@ def test_the_guide_plays_first_and_the_run_resumes_bitwise(guide, tmp_path, caps
         dqn.train(config, resume=True)
         found, expected = weights(config.run_dir), weights(whole.run_dir)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_command_says_what_the_network_scores_not_its_guide(guide, tmp_path, capsys):
+    options = {**TINY, "score_episodes": 0, "guide": guide, "run_dir": tmp_path / "run"}
+    words = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in options.items()
+        if not isinstance(value, bool)
+    ]
+    assert main(["teacher", "dqn", "--no-tensorboard", "--no-bfloat16", *words]) == 0
+    record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    mean = np.mean(record["students"][0]["returns"])
+    assert f"mean {mean:.2f}" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_collapse_without_the_guide_is_undone(guide, tmp_path, capsys):
