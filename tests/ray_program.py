@@ -3,8 +3,9 @@
 
     python tests/ray_program.py RUN_DIR {"option": ...}
 
-``kill_after``: updates after which an actor's process is killed. Teacher and game: a hand-made
-policy of CartPole unless ``teacher`` names another.
+``kill_after``: updates after which an actor's process is killed. ``kill_idle_after``: updates after
+which the processes of all are, once they have done all that they were asked for. Teacher and game:
+a hand-made policy of CartPole unless ``teacher`` names another.
 """
 
 from __future__ import annotations
@@ -32,8 +33,17 @@ asked_at_most = 0
 class Watched(LabelledActors):
     """Notes what is taken, and how much is asked for at once."""
 
+    kill_idle_after: int | None = None
+
     def _take(self, actor: Any) -> bool:
         global asked_at_most
+        if self.kill_idle_after is not None and self._counters.updates >= self.kill_idle_after:
+            Watched.kill_idle_after = None
+            under_way = [
+                pending[0] for actors in self._actors for one in actors for pending in one.pending
+            ]
+            ray.wait(under_way, num_returns=len(under_way))
+            assert kill_actors() == sum(map(len, self._actors))
         asked_at_most = max(asked_at_most, len(actor.pending))
         order = actor.pending[0][1]
         place, number = next(
@@ -57,7 +67,15 @@ def kill_an_actor(run_dir: Path, after_updates: int) -> None:
         if any(record.get("time/updates", 0) >= after_updates for record in records):
             break
         time.sleep(0.02)
+    kill_actors(most=1)
+
+
+def kill_actors(most: int | None = None) -> int:
+    """Kill that many actors' processes, or all; how many there were."""
+    killed = 0
     for folder in Path("/proc").iterdir():
+        if killed == most:
+            break
         if folder.name.isdecimal():
             try:
                 title = (folder / "cmdline").read_bytes()
@@ -66,7 +84,8 @@ def kill_an_actor(run_dir: Path, after_updates: int) -> None:
                 continue
             if title.startswith(b"ray::") and b"Actor" in title and MARK.encode() in mine:
                 os.kill(int(folder.name), 9)
-                return
+                killed += 1
+    return killed
 
 
 MARK = f"FASTDISTILL_RAY_TEST={os.getpid()}"
@@ -82,6 +101,7 @@ def main() -> None:
     cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     kill_after = options.pop("kill_after", None)
+    Watched.kill_idle_after = options.pop("kill_idle_after", None)
     teacher = options.pop("teacher", None) or Balancer()
     env = options.pop("env", "CartPole-v1")
     import fastdistill.recipes.sources as sources

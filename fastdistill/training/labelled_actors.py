@@ -26,7 +26,7 @@ from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_rows import LabelledRows
 from fastdistill.training.labelled_shards import LaneWriter
 from fastdistill.training.learners.student import Student
-from fastdistill.training.ray_actors import BLOCK_STEPS, Actor, Block, Order, Plan
+from fastdistill.training.ray_actors import BLOCK_STEPS, Actor, Block, Order, Plan, Reborn
 from fastdistill.training.ray_cluster import connect
 from fastdistill.training.run import say
 from fastdistill.training.state import check_state
@@ -191,7 +191,7 @@ class LabelledActors(LabelledRows):
         reference, order, _ = actor.pending.pop(0)
         try:
             block: Block = self._ray.get(reference)
-        except self._ray.exceptions.RayActorError as error:  # dead, or starting again
+        except (self._ray.exceptions.RayActorError, Reborn) as error:  # dead, or started again
             self._begin_anew(actor, error)
             return False
         if not block.is_whole(order):

@@ -97,6 +97,10 @@ def checksum(order: Order, rows: dict[str, NDArray[Any]]) -> int:
     return found
 
 
+class Reborn(RuntimeError):  # noqa: N818 (it names what happened)
+    """The process that had these lanes and these weights is no more."""
+
+
 class Actor:
     """What runs in an actor's process."""
 
@@ -126,8 +130,14 @@ class Actor:
         Args:
             order: What is asked for.
             weights: Each student's state, if it is another than before.
+
+        Raises:
+            Reborn: It began another process's games. Between two questions an actor can die, and be
+                started again, without anybody's notice.
         """
         if order.life != self._life:
+            if order.number > 0:
+                raise Reborn(f"asked for block {order.number} of life {order.life}")
             self._life = order.life
             part = (self._place, order.life)
             words = streams.words(self._plan.seed, streams.TRAINING, self._plan.task, part)
