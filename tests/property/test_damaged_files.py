@@ -264,7 +264,9 @@ def test_a_damaged_configuration(tmp_path, damage, count):
     asked = DistillConfig(run_dir=tmp_path)
     text = json.dumps({"recipe": "distill", "config": configuration_to_json(asked)}, indent=2)
     types = {name: {type(value)} for name, value in vars(asked).items()}
-    types |= {"game": {str, type(None)}, "max_seconds": {float, int, type(None)}}
+    texts = ("game", "data", "teacher_view", "student_view")
+    types |= {name: {str, type(None)} for name in texts}
+    types |= {"max_seconds": {float, int, type(None)}}
     types |= {"temperature": {float, int, str, type(None)}}
     refused = 0
     for seed in range(count):
