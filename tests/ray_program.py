@@ -4,8 +4,8 @@
     python tests/ray_program.py RUN_DIR {"option": ...}
 
 ``kill_after``: updates after which an actor's process is killed. ``kill_idle_after``: updates after
-which the processes of all are, once they have done all that they were asked for. Teacher and game:
-a hand-made policy of CartPole unless ``teacher`` names another.
+which, and after that death, the processes of all are, once they have done all that they were
+asked for. Teacher and game: a hand-made policy of CartPole unless ``teacher`` names another.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ from fastdistill.training.ray_cluster import evaluate_spread
 
 taken: list[tuple[int, int, int, int]] = []  # task, actor, life, number of each block that came
 asked_at_most = 0
+# Task, actor, life, and blocks that it was asked for in it, when all were killed.
+ends: list[tuple[int, int, int, int]] = []
 
 
 class Watched(LabelledActors):
     """Notes what is taken, and how much is asked for at once."""
 
     kill_idle_after: int | None = None
+    restarts_before: int | None = None  # those of all at rest
 
     def _take(self, actor: Any) -> bool:
         global asked_at_most
-        if self.kill_idle_after is not None and self._counters.updates >= self.kill_idle_after:
-            Watched.kill_idle_after = None
-            under_way = [
-                pending[0] for actors in self._actors for one in actors for pending in one.pending
-            ]
-            ray.wait(under_way, num_returns=len(under_way))
-            assert kill_actors() == sum(map(len, self._actors))
+        due = self.kill_idle_after is not None and self._restarts > 0
+        if due and self._counters.updates >= self.kill_idle_after:
+            self._kill_all_at_rest()
         asked_at_most = max(asked_at_most, len(actor.pending))
         order = actor.pending[0][1]
         place, number = next(
@@ -56,6 +55,21 @@ class Watched(LabelledActors):
             taken.append((place, number, order.life, order.number))
         return was_taken
 
+    def _kill_all_at_rest(self) -> None:
+        every = [
+            (place, number, actor)
+            for place, actors in enumerate(self._actors)
+            for number, actor in enumerate(actors)
+        ]
+        Watched.kill_idle_after, Watched.restarts_before = None, self._restarts
+        under_way = [pending[0] for *_, actor in every for pending in actor.pending]
+        ray.wait(under_way, num_returns=len(under_way))
+        while len(processes := actor_processes()) < len(every):  # one is being started again
+            time.sleep(0.02)
+        for process in processes:
+            os.kill(process, 9)
+        ends.extend((place, number, actor.life, actor.asked) for place, number, actor in every)
+
 
 def kill_an_actor(run_dir: Path, after_updates: int) -> None:
     """Kill the process of one actor once the run is so far."""
@@ -67,15 +81,13 @@ def kill_an_actor(run_dir: Path, after_updates: int) -> None:
         if any(record.get("time/updates", 0) >= after_updates for record in records):
             break
         time.sleep(0.02)
-    kill_actors(most=1)
+    os.kill(actor_processes()[0], 9)
 
 
-def kill_actors(most: int | None = None) -> int:
-    """Kill that many actors' processes, or all; how many there were."""
-    killed = 0
+def actor_processes() -> list[int]:
+    """Of this program's actors."""
+    found = []
     for folder in Path("/proc").iterdir():
-        if killed == most:
-            break
         if folder.name.isdecimal():
             try:
                 title = (folder / "cmdline").read_bytes()
@@ -83,9 +95,8 @@ def kill_actors(most: int | None = None) -> int:
             except OSError:
                 continue
             if title.startswith(b"ray::") and b"Actor" in title and MARK.encode() in mine:
-                os.kill(int(folder.name), 9)
-                killed += 1
-    return killed
+                found.append(int(folder.name))
+    return found
 
 
 MARK = f"FASTDISTILL_RAY_TEST={os.getpid()}"
@@ -119,6 +130,8 @@ def main() -> None:
                 "spread": spread.returns,
                 "taken": taken,
                 "asked_at_most": asked_at_most,
+                "ends": ends,
+                "restarts_before": Watched.restarts_before,
                 "updates": result.updates,
                 "seconds": result.training_seconds,
                 "mean": result.evaluation["students"][0]["summary"]["mean"]["value"]

@@ -61,8 +61,7 @@ class DistillParts:
         self.source = source(learners, run.at)
         self.publications: Publications | None = None
         if config.follow:
-            if run.ranks.world > 1 or not isinstance(self.source, LabelledPlay):
-                raise ValueError("distill: follow must be off with several ranks, got on")
+            assert isinstance(self.source, LabelledPlay)  # the configuration allows no other
             self.publications = Publications(self.source, fits=config.temperature == "auto")
         self._batch_size = run.ranks.part_of("batch_size", config.batch_size)
         self._begins_anew = False
@@ -100,6 +99,8 @@ class DistillParts:
         else:
             self.source.restore(select(tensors, "source"), card["source"])
         self.students.restore(select(tensors, "students"), card["students"])
+        if self.publications is not None:
+            self.publications.resume()
 
     def _students_share(self) -> float | None:
         return {"teacher": None, "student": 1.0, "mixture": self.fraction}[self.config.driver]

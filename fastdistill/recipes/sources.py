@@ -62,6 +62,8 @@ def open_source(
             return source
 
         return tasks, ask
+    if config.follow and ranks.world > 1:
+        raise ValueError(f"distill: follow must be off with several ranks, got {ranks.world}")
     lanes = ranks.part_of("num_lanes", config.num_lanes)
     tasks, envs = open_tasks(config, given, ranks.device, lanes, opened)
 

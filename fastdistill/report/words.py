@@ -29,9 +29,9 @@ class Unit:
     def fitting(cls, longest: float, by: str) -> Unit:
         """The unit for what reaches that far, in what ``Results.by`` says."""
         if by == "steps":
-            for least, name in ((3e6, "million"), (3e3, "thousand")):
+            for least, name, amount in ((3e6, "millions", 1e6), (3e3, "thousands", 1e3)):
                 if longest > least:
-                    return cls(name, least / 3, f"agent steps, {name}s")
+                    return cls(name, amount, f"agent steps, {name}")
             return cls("agent steps", 1.0, "agent steps")
         for least, name, amount in ((3 * 3600, "hours", 3600.0), (300, "minutes", 60.0)):
             if longest > least:
@@ -133,9 +133,8 @@ def score_title(results: Results) -> str:
             f"the teacher {number(level.value)}"
         )
     first = min(reached, key=lambda label: reached[label])
-    after = duration(reached[first])
-    if results.by == "steps":
-        after = f"{reached[first]:,.0f} agent steps"
+    at = reached[first]
+    after = f"{at:,.0f} agent steps" if results.by == "steps" else duration(at)
     if len(curves) == 1:
         return f"The student comes within the teacher’s interval after {after}"
     return (

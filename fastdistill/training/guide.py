@@ -16,7 +16,6 @@ SCHEDULES = ("return", "linear")
 # collapsed.
 COLLAPSED = 0.5
 
-
 # The kind, in an evaluation, of a network that had a guide, which measures it.
 GUIDED = "guided"
 

@@ -109,6 +109,12 @@ class LabelledRows:
         self._counters.lap("replay")
         return self._lesson(batch)
 
+    def obs_of(self, place: int, rows: int) -> Tensor:
+        """So many observations of one task, drawn uniformly."""
+        counts = [0] * len(self.tasks)
+        counts[place] = rows
+        return sample_tasks(self.replay, counts, next_obs=False).obs
+
     def _lesson(self, batch: ReplayBatch) -> Lesson:
         device = self.tasks[0].teacher.device
         obs = batch.obs.to(device, non_blocking=True)

@@ -52,7 +52,8 @@ METRICS: dict[str, str] = {
     "teacher/score": "mean raw return of the scoring episodes of the network that learns to be a "
     "teacher, as it is at a checkpoint",
     "teacher/score_error": "its standard error over these episodes",
-    "teacher/version": "of a distillation that follows: newer teachers that were taken up so far",
+    "teacher/version": "of a distillation that follows: newer teachers taken up since it was begun "
+    "or resumed",
     "teacher/score/*": "the same of one of several games; then there is none of all together",
     "teacher/score_error/*": "the same of one of several games",
     "losses/guide_loss": "mean KL of a guide's policy to the network's, over the same updates",

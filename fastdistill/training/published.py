@@ -73,19 +73,24 @@ class Publications:
         self._source.take_up(place, teacher)
         if not is_new:
             return
-        task.levels = None
-        if self._fits:
-            self._to_fit.add(place)
+        self._forget(place)
         steps = teacher.card.get("trained_steps")
         of = f", trained for {steps:,} steps" if isinstance(steps, int) else ""
         say(f"{task.name}: teacher {teacher.version} is taken up{of}")
 
+    def resume(self) -> None:
+        """What a checkpoint knows of the teachers may be of older ones."""
+        for place in range(len(self._paths)):
+            self._forget(place)
+
+    def _forget(self, place: int) -> None:
+        self._source.tasks[place].levels = None
+        if self._fits:
+            self._to_fit.add(place)
+
     def label(self, lesson: Lesson) -> Lesson:
         """The same observations as the newest teachers see them."""
         self._fit()
-        return self._labelled(lesson)
-
-    def _labelled(self, lesson: Lesson) -> Lesson:
         obs, labels = lesson
         parts = torch.split(obs, [len(part) for part in labels])
         tasks = self._source.tasks
@@ -96,17 +101,15 @@ class Publications:
         return Lesson(obs, values)
 
     def _fit(self) -> None:
-        if not self._to_fit:
-            return
-        labels = self._labelled(self._source.sample(FIT_ROWS)).labels
         for place in sorted(self._to_fit):
             task = self._source.tasks[place]
-            task.temperature = auto_temperature(labels[place].cpu())
+            labels = task.teacher.values(self._source.obs_of(place, FIT_ROWS))
+            task.temperature = auto_temperature(labels.cpu())
             say(f"temperature of {task.name} {task.temperature:.3g}, fitted anew")
         self._to_fit.clear()
 
     def metrics(self) -> dict[str, float]:
-        """How many teachers were taken up so far."""
+        """How many teachers this process has taken up."""
         return {"teacher/version": sum(task.teacher.version for task in self._source.tasks)}
 
 

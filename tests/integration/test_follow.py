@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -15,12 +16,15 @@ from fastdistill.envs import make_env
 from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.recipes import distill
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.sources import open_source
+from fastdistill.recipes.tasks import Given
 from fastdistill.training import published
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_play import LabelledPlay
 from fastdistill.training.labelled_rows import Lesson
 from fastdistill.training.metrics import read_jsonl
 from fastdistill.training.published import Publications
+from fastdistill.training.ranks import Ranks
 from fastdistill.training.targets import auto_temperature
 from fastdistill.training.task import Task
 
@@ -90,6 +94,28 @@ def test_labels_are_the_newest_teachers_and_a_damaged_file_waits(tmp_path, capsy
     env.close()
 
 
+def test_a_resumed_run_fits_anew_and_a_game_without_a_share_is_fitted_too(tmp_path):
+    env = make_env("CartPole-v1", 4)
+    teachers = [fd.load_teacher(balancer(tmp_path / name)) for name in ("a", "b")]
+    tasks = [Task(env.spec, teacher, 3.0, place) for place, teacher in enumerate(teachers)]
+    envs = [env, make_env("CartPole-v1", 4)]
+    play = LabelledPlay(tasks, envs, [], Counters(), replay_capacity=800, seed=1, bfloat16=False)
+    play.reset()
+    for _ in range(30):
+        play.step(0.5, None)
+    following = Publications(play, fits=True)
+    tasks[0].levels = tasks[1].levels = (0.0, 1.0)
+    following.resume()
+    assert [task.levels for task in tasks] == [None, None]
+    lesson = following.label(play.sample(32))
+    assert [len(labels) for labels in lesson.labels] == [0, 32]
+    for place, task in enumerate(tasks):
+        expected = auto_temperature(task.teacher.values(play.obs_of(place, 1024)))
+        assert task.temperature == pytest.approx(expected, rel=0.2)
+    for one in envs:
+        one.close()
+
+
 def test_a_student_ends_as_the_teacher_that_came_in_the_middle(tmp_path):
     path = faller(tmp_path / "teacher")
 
@@ -135,6 +161,12 @@ def test_a_student_ends_as_the_teacher_that_came_in_the_middle(tmp_path):
 def test_what_cannot_be_labelled_anew_is_refused(changes, text):
     with pytest.raises(ValueError, match=text):
         DistillConfig(follow=True, **changes)
+
+
+def test_ranks_do_not_follow():
+    config = DistillConfig(follow=True)
+    with pytest.raises(ValueError, match="follow must be off with several ranks, got 2"):
+        open_source(config, Given(), Ranks(world=2), ExitStack())
 
 
 def test_what_nobody_writes_anew_is_refused(tmp_path):
