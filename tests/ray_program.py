@@ -68,7 +68,19 @@ class Watched(LabelledActors):
             time.sleep(0.02)
         for process in processes:
             os.kill(process, 9)
+        for *_, actor in every:  # it lives again before anybody asks
+            wait_until_ready(actor.handle)
         ends.extend((place, number, actor.life, actor.asked) for place, number, actor in every)
+
+
+def wait_until_ready(handle: Any) -> None:
+    """Wait for the successor of an actor's process."""
+    while True:
+        try:
+            ray.get(handle.__ray_ready__.remote())
+            return
+        except ray.exceptions.RayActorError:
+            time.sleep(0.05)
 
 
 def kill_an_actor(run_dir: Path, after_updates: int) -> None:
