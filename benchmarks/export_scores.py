@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import pages
 import torch
 from torch import Tensor
 
@@ -31,9 +32,6 @@ from fastdistill.evaluation.statistics import summarize
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "export_scores.json"
-PAGE = HERE.parent / "docs" / "export.md"
-BEGIN = "<!-- scores: begin (written by benchmarks/export_scores.py) -->"
-END = "<!-- scores: end -->"
 FRAMES = 1_000
 
 # A process that cannot import fastdistill answers with what the file says of frames.
@@ -165,10 +163,7 @@ def render() -> None:
             f"| {name} | {_score(row['torch'])} | {_score(onnx['score'])} | "
             f"{_score(pt2['score'])} | {same} | {equal} | {largest:.1g} |"
         )
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+    pages.write_part("docs/export.md", "export_scores.py", "\n".join([*lines, ""]))
 
 
 def _score(mean: dict[str, float]) -> str:

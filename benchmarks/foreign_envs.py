@@ -25,6 +25,7 @@ from typing import Any
 import gymnasium
 import machine
 import numpy as np
+import pages
 import torch
 from torch import Tensor, nn
 
@@ -33,9 +34,6 @@ from fastdistill.recipes import pqn
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "foreign_envs.json"
-PAGE = HERE.parent / "docs" / "your_teacher.md"
-BEGIN = "<!-- foreign environments: begin (written by benchmarks/foreign_envs.py) -->"
-END = "<!-- foreign environments: end -->"
 EPISODES = 100
 
 
@@ -257,10 +255,7 @@ def render() -> None:
             f"{_interval(case['student'])} ({case['options']['student']}) | "
             f"{'-' if share is None else _interval(share, '%')} |"
         )
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+    pages.write_part("docs/your_teacher.md", "foreign_envs.py", "\n".join([*lines, ""]))
 
 
 def _interval(value: dict[str, float], unit: str = "") -> str:

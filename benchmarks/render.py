@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-BEGIN = "<!-- benchmarks: begin (written by benchmarks/run.py) -->"
-END = "<!-- benchmarks: end -->"
+import pages
+
 BARE_PASS = (
     "A bare pass is `torch.add(a, b, out=c)` on such matrices: it moves the same bytes and\n"
     "computes next to nothing. The column is its time over that of `distill_loss_and_grad`; above\n"
@@ -80,9 +80,5 @@ def write_documents(root: Path) -> None:
         f"`distill_loss_and_grad` writes into `out_grad`.\n\n{BARE_PASS}\n\n"
         f"{where}\n\n{losses_table(losses)}\n"
     )
-    readme = root / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
     table = losses_table(losses, dtype="float32")
-    readme.write_text(f"{before}{BEGIN}\n{table}\n\n{BARE_PASS}\n\n{where}\n{END}{after}")
+    pages.write_part("README.md", "run.py", f"{table}\n\n{BARE_PASS}\n\n{where}\n")

@@ -25,6 +25,7 @@ from typing import Any
 
 import machine
 import numpy as np
+import pages
 import torch
 import torch.distributed as dist
 
@@ -39,10 +40,7 @@ from fastdistill.training.shards import Collection
 from fastdistill.training.task import Task
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "scale.md"
 RESULT = HERE / "results" / "scale.json"
-BEGIN = "<!-- measured: begin (written by benchmarks/scale.py) -->"
-END = "<!-- measured: end -->"
 SIZES = ("7%", "100%")
 BATCH = 64
 # In the environment of the processes that this one has started.
@@ -349,13 +347,6 @@ def _ms(seconds: dict[str, float]) -> str:
     )
 
 
-def write_page() -> None:
-    """Write the tables between the markers of the page."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{render(json.loads(RESULT.read_text()))}\n{END}{after}")
-
-
 def main() -> None:
     """Measures, then writes the page."""
     parser = argparse.ArgumentParser(
@@ -383,7 +374,8 @@ def main() -> None:
             }
         result["model"] = model(result)
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    write_page()
+    text = render(json.loads(RESULT.read_text()))
+    pages.write_part("docs/scale.md", "scale.py", f"\n{text}\n")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,10 @@ import time
 from pathlib import Path
 
 import machine
+import pages
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "scale_scores.json"
-PAGE = HERE.parent / "docs" / "scale.md"
-BEGIN = "<!-- scores: begin (written by benchmarks/scale_scores.py) -->"
-END = "<!-- scores: end -->"
 UPDATES = 6_000
 STATES = 4_000 + 8 * UPDATES  # the defaults of distill
 COMMON = ["--total-updates", str(UPDATES), "--score-every-updates", "1500", "--no-tensorboard"]
@@ -89,10 +87,7 @@ def render() -> None:
             for part, unit in ((row["student"], ""), (row["percent_of_teacher"], "%"))
         ]
         lines.append(f"| {way} | {row['updates']:,} | {cells[0]} | {cells[1]} |")
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+    pages.write_part("docs/scale.md", "scale_scores.py", "\n".join([*lines, ""]))
 
 
 def main() -> None:

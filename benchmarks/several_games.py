@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Several games in one network: beside networks of one game each, and a DQN that learns them all.
 
-Collects the finished runs in a directory, whatever they are called: runs that play the same games
-become a table, equal networks of several runs its seeds, runs of single games a network per game.
-With --run what is missing is run first, one after another, and continued where it was interrupted.
-Results go to benchmarks/results/several_games.json, from which the tables of docs/several_games.md
-are written.
+Keeps a record of each finished run in a directory, whatever it is called, in
+benchmarks/results/several_games: its configuration, evaluation and scores, no weights, so that runs
+of several days and machines come together. Of the records the tables of docs/several_games.md are
+written: runs that play the same games become a table, equal networks of several runs its seeds,
+runs of single games a network per game. With --run what has no record is run first, one after
+another, and continued where it was interrupted.
 
-    python benchmarks/several_games.py runs/several --run --updates 6000
+    python benchmarks/several_games.py runs/several --run
+    python benchmarks/several_games.py runs/several --run single_pong,single_freeway
     python benchmarks/several_games.py runs/several
-    python benchmarks/several_games.py --render
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import machine
+import pages
+import records
 import torch
 
 from fastdistill.envs import make_env
@@ -36,10 +38,8 @@ from fastdistill.report.results import Results, read_games
 from fastdistill.teachers.teacher import zoo_names
 
 HERE = Path(__file__).parent
-RESULT = HERE / "results" / "several_games.json"
-PAGE = HERE.parent / "docs" / "several_games.md"
-BEGIN = "<!-- tables: begin (written by benchmarks/several_games.py) -->"
-END = "<!-- tables: end -->"
+RECORDS = HERE / "results" / "several_games"
+EPSILON = 0.05  # of the students' evaluation
 THREE = ("pong", "freeway", "qbert")
 FOUR = (*THREE, "breakout")
 PAPER_NOTE = (
@@ -48,10 +48,10 @@ PAPER_NOTE = (
 )
 
 
-def commands(updates: int, joint_steps: int) -> dict[str, list[str]]:
-    """Run directory -> what makes it; every game has 32 rows of a batch and 4 steps per update."""
-    common = f"--temperature auto --total-updates {updates} --score-every-updates {updates // 2}"
-    common += " --score-episodes 5 --log-every-updates 200 --no-tensorboard"
+def commands() -> dict[str, list[str]]:
+    """Run -> what makes it; every game has 32 rows of a batch and 4 steps per update."""
+    common = "--temperature auto --total-updates 6000 --score-every-updates 3000"
+    common += " --score-episodes 5 --log-every-updates 100 --no-tensorboard"
 
     def distill(games: tuple[str, ...], more: str) -> list[str]:
         words = f"distill --teacher {','.join(f'zoo:{game}' for game in games)} {common} {more}"
@@ -59,26 +59,28 @@ def commands(updates: int, joint_steps: int) -> dict[str, list[str]]:
         return f"{words} --learning-starts-steps {2000 * len(games)}".split()
 
     # Evaluated with the random actions that the students are evaluated with.
-    joint = f"teacher dqn --game {','.join(THREE)} --size multi --total-steps {joint_steps}"
+    joint = f"teacher dqn --game {','.join(THREE)} --size multi --total-steps 240000"
     joint += " --evaluation-epsilon 0.05 --score-episodes 5 --no-tensorboard"
     return {
-        "multi": distill(THREE, "--student multi --loss kl,nll --seeds 3"),
-        "multi_seed9": distill(THREE, "--student multi --loss kl --seed 9"),
+        "multi_kl": distill(THREE, "--student multi --loss kl --seeds 3"),
+        "multi_nll": distill(THREE, "--student multi --loss nll --seeds 3"),
+        "multi_kl_seed9": distill(THREE, "--student multi --loss kl --seed 9"),
         "four": distill(FOUR, "--student multi --loss kl"),
         "wide": distill(tuple(zoo_names()), "--student multi-wide --loss kl"),
         **{
-            f"single_{game}": distill((game,), "--student 100% --loss kl,nll --seeds 3")
+            f"single_{game}": distill((game,), "--student 100% --loss kl --seeds 3")
             for game in THREE
         },
         "joint_dqn": joint.split(),
     }
 
 
-def run_missing(folder: Path, updates: int, joint_steps: int) -> None:
-    """Run what has no evaluation.json yet."""
-    for name, words in commands(updates, joint_steps).items():
+def run_missing(folder: Path, chosen: set[str]) -> None:
+    """Run what has no record yet."""
+    for name, words in commands().items():
         run_dir = folder / name
-        if (run_dir / "evaluation.json").exists():
+        finished = (RECORDS / name).exists() or (run_dir / "evaluation.json").exists()
+        if finished or (chosen and name not in chosen):
             continue
         resume = ["--resume"] if (run_dir / "config.json").exists() else []
         print(f"{name}: fastdistill {' '.join(words)}", file=sys.stderr)
@@ -87,62 +89,53 @@ def run_missing(folder: Path, updates: int, joint_steps: int) -> None:
             raise SystemExit(f"{name} did not end; the same command continues")
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """Everything that the finished runs in a directory say."""
-    runs = sorted(path.parent for path in folder.glob("*/evaluation.json"))
-    games = {run: read_games(run) for run in runs}
-    mains: dict[frozenset[str], Path] = {}
-    for run in runs:
-        if len(games[run]) > 1 and games[run][0].students:
-            mains.setdefault(frozenset(one.game for one in games[run]), run)
-    if not mains:
-        raise SystemExit(f"{folder} holds no finished distillation of several games")
-    tables = []
-    for names, main in sorted(mains.items(), key=lambda pair: len(pair[0])):
-        beside = [
-            at_epsilon(run, games[run], games[main][0])
-            for run in runs
-            if run != main and {one.game for one in games[run]} <= names and len(games[run]) != 0
-        ]
-        beside = [run for run in beside if run is not None]
-        tables.append(table_of(games[main], read_contenders(main, games[main], beside)))
-    return {
-        "benchmark": "several_games",
-        "machine": machine.describe(),
-        "tables": tables,
-        "runs": [facts_of(run, games[run]) for run in runs],
-        "time": times(runs, games),
-    }
+def keep(run: Path) -> None:
+    """Record a finished run; a teacher recipe's, played as the students were."""
+    games = read_games(run)
+    other = not games[0].students and games[0].epsilon != EPSILON
+    records.keep(evaluated_like_students(run, games) if other else run, RECORDS / run.name)
 
 
-def at_epsilon(run: Path, games: list[Results], like: Results) -> Path | None:
-    """The run; of a teacher recipe, if evaluated otherwise, a copy with the students' epsilon."""
-    if games[0].epsilon == like.epsilon and games[0].preset == like.preset:
-        return run
-    if games[0].students:
-        return None
-    copy = run.parent / f"{run.name}_epsilon_{like.epsilon}" / "run"
+def evaluated_like_students(run: Path, games: list[Results]) -> Path:
+    """A copy of a teacher recipe's run, played with the students' share of random actions."""
+    copy = run.parent / f"{run.name}_epsilon_{EPSILON}" / "run"
     if not (copy / "evaluation.json").exists():
         copy.mkdir(parents=True, exist_ok=True)
         for name in ("config.json", "metrics.jsonl"):
             shutil.copy(run / name, copy / name)
         copy_checkpoint(run / "teacher", copy / "teacher")
         network, _ = load_network(run / "teacher")
-        records = []
+        played = []
         for game in games:
             player = network.for_task(game.game) if network.games else network
-            with closing(make_env(game.game, 10, preset=like.preset, training=False)) as env:
-                records.append(
+            with closing(make_env(game.game, 10, preset=game.preset, training=False)) as env:
+                played.append(
                     compare(
                         Player("teacher", player, player, {}), (), env,
-                        episodes=like.episodes or 30, seed=like.seed,
-                        device=torch.device("cpu"), epsilon=like.epsilon,
+                        episodes=game.episodes or 30, seed=game.seed,
+                        device=torch.device("cpu"), epsilon=EPSILON,
                     )
                 )  # fmt: skip
         old = json.loads((run / "evaluation.json").read_text())
         costs = {key: old.get(key) for key in ("training_seconds", "updates")}
-        write_evaluation(copy, together(records) | costs)
+        write_evaluation(copy, together(played) | costs)
     return copy
+
+
+def collect() -> dict[str, Any]:
+    """Everything that the records say."""
+    runs = sorted(path.parent for path in RECORDS.glob("*/evaluation.json"))
+    games = {run: read_games(run) for run in runs}
+    mains: dict[frozenset[str], Path] = {}
+    for run in runs:
+        if len(games[run]) > 1 and games[run][0].students:
+            mains.setdefault(frozenset(one.game for one in games[run]), run)
+    tables = []
+    for names, main in sorted(mains.items(), key=lambda pair: len(pair[0])):
+        beside = [run for run in runs if run != main and {one.game for one in games[run]} <= names]
+        tables.append(table_of(games[main], read_contenders(main, games[main], beside)))
+    machines = records.where({run.name: read for run, read in games.items()})
+    return {"tables": tables, "machines": machines, "time": times(games)}
 
 
 def table_of(games: list[Results], contenders: list[Contender]) -> dict[str, Any]:
@@ -182,67 +175,57 @@ def row_of(contender: Contender, games: list[Results]) -> dict[str, Any]:
     }
 
 
-def facts_of(run: Path, games: list[Results]) -> dict[str, Any]:
-    """A run's costs, and what it was."""
-    evaluation = json.loads((run / "evaluation.json").read_text())
-    config = json.loads((run / "config.json").read_text())
-    chosen = {key: value for key, value in config["config"].items() if key != "run_dir"}
-    return {
-        "name": run.name,
-        "recipe": config["recipe"],
-        "games": [game.game for game in games],
-        "students": sum(len(player.names) for player in games[0].students),
-        "updates": evaluation["updates"],
-        "training_seconds": evaluation["training_seconds"],
-        "config": chosen,
-    }
+def times(games: dict[Path, list[Results]]) -> list[dict[str, Any]]:
+    """Training time of a run of several games over that of a run of each, with as many students."""
 
+    def like(run: Path) -> tuple[Any, ...]:
+        students = games[run][0].students
+        kinds = sorted((player.kind, len(player.names)) for player in students)
+        where = games[run][0].machine
+        updates = json.loads((run / "evaluation.json").read_text())["updates"]
+        return kinds, updates, where["cpu"], where["cores"]
 
-def times(runs: list[Path], games: dict[Path, list[Results]]) -> list[dict[str, Any]]:
-    """Training time of a run of several games over that of a run of each, as many students."""
-    facts = {run: facts_of(run, games[run]) for run in runs}
     found = []
-    for run in runs:
-        own = facts[run]
-        if own["recipe"] != "distill" or len(own["games"]) < 2:
+    for run, own in games.items():
+        if len(own) < 2 or not own[0].students:
             continue
-        singles: dict[str, dict[str, Any]] = {}
-        for other in facts.values():
-            same = all(other[key] == own[key] for key in ("recipe", "students", "updates"))
-            if same and len(other["games"]) == 1 and other["games"][0] in own["games"]:
-                singles.setdefault(other["games"][0], other)
-        if len(singles) == len(own["games"]):
-            seconds = sum(single["training_seconds"] for single in singles.values())
+        singles = {
+            other[0].game: name
+            for name, other in games.items()
+            if len(other) == 1 and other[0].game in {one.game for one in own}
+            if like(name) == like(run)
+        }
+        if len(singles) == len(own):
+            seconds = [games[single][0].training_seconds or 0.0 for single in singles.values()]
             found.append(
                 {
-                    "run": own["name"],
-                    "singles": [single["name"] for single in singles.values()],
-                    "students": own["students"],
-                    "seconds": own["training_seconds"],
-                    "seconds_of_singles": seconds,
-                    "ratio": own["training_seconds"] / seconds,
+                    "run": run.name,
+                    "singles": [single.name for single in singles.values()],
+                    "students": sum(len(player.names) for player in own[0].students),
+                    "seconds": own[0].training_seconds,
+                    "seconds_of_singles": sum(seconds),
                 }
             )
     return found
 
 
-def render(result: dict[str, Any]) -> str:
+def render(found: dict[str, Any]) -> str:
     """The tables of docs/several_games.md."""
-    where = result["machine"]
+    if not found["tables"]:
+        return "Not measured yet.\n"
     lines = [
-        f"From `benchmarks/results/several_games.json`, made on {where['cores']} cores of "
-        f"{where['cpu']}, torch {where['torch']}. Brackets are 95% bootstrap intervals: seeds are "
-        f"resampled, then their episodes. {result['note']}".rstrip(),
+        f"From `benchmarks/results/several_games`, made on {found['machines']}. "
+        "Brackets are 95% bootstrap intervals: seeds are resampled, then their episodes.",
         "",
     ]
-    for table in result["tables"]:
+    for table in found["tables"]:
         lines += render_table(table)
-    for time in result["time"]:
+    for time in found["time"]:
         lines += [
             f"Training of `{time['run']}` took {time['seconds']:,.0f} s, of "
             f"{', '.join(f'`{name}`' for name in time['singles'])} together "
             f"{time['seconds_of_singles']:,.0f} s, each with {time['students']} students and as "
-            f"many updates: {time['ratio']:.2f} of the time.",
+            f"many updates: {time['seconds'] / time['seconds_of_singles']:.2f} of the time.",
             "",
         ]
     return "\n".join(lines)
@@ -301,31 +284,24 @@ def cell(interval: dict[str, float] | None, unit: str = "") -> str:
     return f"{value}{unit} [{low}, {high}]"
 
 
-def write_page(text: str) -> None:
-    """Write the tables between the markers of docs/several_games.md."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
-
-
 def main() -> None:
-    """Runs what is missing if asked, collects, writes the page."""
+    """Runs what is missing if asked, keeps what is finished, writes the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/several"))
-    parser.add_argument("--run", action="store_true", help="first run what is missing")
-    parser.add_argument("--updates", type=int, default=6000, help="of every student, with --run")
-    parser.add_argument("--joint-steps", type=int, default=400_000, help="of joint_dqn")
-    parser.add_argument("--note", default="", help="what else the machine was doing")
-    parser.add_argument("--render", action="store_true", help="only write the page anew")
+    parser.add_argument(
+        "--run", nargs="?", const="", metavar="NAMES", help="first run these, or all, if not kept"
+    )
     arguments = parser.parse_args()
-    if arguments.run:
-        run_missing(arguments.folder, arguments.updates, arguments.joint_steps)
-    if not arguments.render:
-        result = {**collect(arguments.folder), "note": arguments.note}
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    write_page(render(json.loads(RESULT.read_text())))
+    if arguments.run is not None:
+        chosen = set(filter(None, arguments.run.split(",")))
+        if unknown := chosen - set(commands()):
+            parser.error(f"--run must name some of {', '.join(commands())}, got {unknown}")
+        run_missing(arguments.folder, chosen)
+    for path in sorted(arguments.folder.glob("*/evaluation.json")):
+        keep(path.parent)
+    pages.write_part("docs/several_games.md", "several_games.py", render(collect()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""Records of finished runs: what tables need of them, small enough to be kept in the repository.
+
+Long experiments are many runs, made on several days and machines. Of each one its configuration,
+its evaluation and the scores of its checkpoints are kept, and its teacher's card, without weights.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import machine
+
+from fastdistill.report.results import Results
+from fastdistill.training.metrics import read_jsonl
+
+MEASURES = ("score", "share", "temperature")
+
+
+def keep(run: Path, record: Path) -> None:
+    """Write the record of a finished run; it names no path of this machine.
+
+    Args:
+        run: Its directory.
+        record: Where, made if it is not there.
+    """
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation.pop("commands", None)
+    evaluation.setdefault("machine", machine.describe())
+    config = json.loads((run / "config.json").read_text())
+    config["config"].pop("run_dir")
+    metrics = read_jsonl(run / "metrics.jsonl")
+    scored = [
+        {key: value for key, value in one.items() if _is_kept(key)}
+        for one in metrics
+        if one is metrics[-1] or any(key.endswith("score") or "/score/" in key for key in one)
+    ]
+    record.mkdir(parents=True, exist_ok=True)
+    for name, content in (("evaluation.json", evaluation), ("config.json", config)):
+        (record / name).write_text(json.dumps(content, indent=1) + "\n")
+    (record / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in scored))
+    if (run / "teacher.json").exists():
+        shutil.copy(run / "teacher.json", record / "teacher.json")
+
+
+def where(runs: dict[str, Sequence[Results]]) -> str:
+    """What some runs ran on, each machine with the names of its runs.
+
+    Args:
+        runs: Name -> what it says of its games.
+    """
+    found: dict[str, list[str]] = {}
+    for name, (first, *_) in runs.items():
+        one = first.machine
+        place = f"{one['cores']} cores of {one['cpu']}, torch {one['torch']}"
+        found.setdefault(place, []).append(f"`{name}`")
+    return "; ".join(f"{place} ({', '.join(names)})" for place, names in found.items())
+
+
+def _is_kept(key: str) -> bool:
+    return key in ("step", "time/training_seconds") or any(word in key for word in MEASURES)
