@@ -7,8 +7,11 @@ its evaluation and the scores of its checkpoints are kept, and its teacher's car
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +47,50 @@ def keep(run: Path, record: Path) -> None:
     (record / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in scored))
     if (run / "teacher.json").exists():
         shutil.copy(run / "teacher.json", record / "teacher.json")
+
+
+def run_missing(
+    folder: Path, record: Path, commands: dict[str, list[str]], chosen: Sequence[str]
+) -> None:
+    """Run what has no record yet, one after another; what was interrupted goes on.
+
+    Args:
+        folder: Of the runs.
+        record: Of the records.
+        commands: Of each run, without the program and the directory.
+        chosen: Which of them; all if empty.
+    """
+    for name, words in commands.items():
+        run_dir = folder / name
+        finished = (record / name).exists() or (run_dir / "evaluation.json").exists()
+        if finished or (chosen and name not in chosen):
+            continue
+        resume = ["--resume"] if (run_dir / "config.json").exists() else []
+        print(f"{name}: fastdistill {' '.join(words)}", file=sys.stderr)
+        command = [sys.executable, "-m", "fastdistill", *words, "--run-dir", str(run_dir), *resume]
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit(f"{name} did not end; the same command continues")
+
+
+def parse(about: str, folder: Path, commands: dict[str, list[str]]) -> argparse.Namespace:
+    """The command line of a benchmark whose runs are kept.
+
+    Args:
+        about: Its help.
+        folder: Of its runs, by default.
+        commands: Of each run.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=folder)
+    parser.add_argument(
+        "--run", nargs="*", metavar="NAME", help="first run these, or all, unless they are kept"
+    )
+    arguments = parser.parse_args()
+    if unknown := set(arguments.run or ()) - set(commands):
+        parser.error(f"--run must name some of {', '.join(commands)}, got {', '.join(unknown)}")
+    return arguments
 
 
 def where(runs: dict[str, Sequence[Results]]) -> str:

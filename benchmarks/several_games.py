@@ -9,17 +9,14 @@ runs of single games a network per game. With --run what has no record is run fi
 another, and continued where it was interrupted.
 
     python benchmarks/several_games.py runs/several --run
-    python benchmarks/several_games.py runs/several --run single_pong,single_freeway
+    python benchmarks/several_games.py runs/several --run single_pong single_freeway
     python benchmarks/several_games.py runs/several
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -73,20 +70,6 @@ def commands() -> dict[str, list[str]]:
         },
         "joint_dqn": joint.split(),
     }
-
-
-def run_missing(folder: Path, chosen: set[str]) -> None:
-    """Run what has no record yet."""
-    for name, words in commands().items():
-        run_dir = folder / name
-        finished = (RECORDS / name).exists() or (run_dir / "evaluation.json").exists()
-        if finished or (chosen and name not in chosen):
-            continue
-        resume = ["--resume"] if (run_dir / "config.json").exists() else []
-        print(f"{name}: fastdistill {' '.join(words)}", file=sys.stderr)
-        command = [sys.executable, "-m", "fastdistill", *words, "--run-dir", str(run_dir), *resume]
-        if subprocess.run(command, check=False).returncode:
-            raise SystemExit(f"{name} did not end; the same command continues")
 
 
 def keep(run: Path) -> None:
@@ -286,19 +269,9 @@ def cell(interval: dict[str, float] | None, unit: str = "") -> str:
 
 def main() -> None:
     """Runs what is missing if asked, keeps what is finished, writes the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/several"))
-    parser.add_argument(
-        "--run", nargs="?", const="", metavar="NAMES", help="first run these, or all, if not kept"
-    )
-    arguments = parser.parse_args()
+    arguments = records.parse(__doc__, Path("runs/several"), commands())
     if arguments.run is not None:
-        chosen = set(filter(None, arguments.run.split(",")))
-        if unknown := chosen - set(commands()):
-            parser.error(f"--run must name some of {', '.join(commands())}, got {unknown}")
-        run_missing(arguments.folder, chosen)
+        records.run_missing(arguments.folder, RECORDS, commands(), arguments.run)
     for path in sorted(arguments.folder.glob("*/evaluation.json")):
         keep(path.parent)
     pages.write_part("docs/several_games.md", "several_games.py", render(collect()))
