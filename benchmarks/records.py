@@ -102,7 +102,9 @@ def where(runs: dict[str, Sequence[Results]]) -> str:
     found: dict[str, list[str]] = {}
     for name, (first, *_) in runs.items():
         one = first.machine
-        place = f"{one['cores']} core{'s' * (one['cores'] > 1)} of {one['cpu']}, torch {one['torch']}"
+        place = (
+            f"{one['cores']} core{'s' * (one['cores'] > 1)} of {one['cpu']}, torch {one['torch']}"
+        )
         found.setdefault(place, []).append(f"`{name}`")
     return "; ".join(f"{place} ({', '.join(names)})" for place, names in found.items())
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from fastdistill.evaluation.verify import verify_teacher as verify
 from fastdistill.export import export as export_network
-from fastdistill.recipes import collect as collect_recipe
+from fastdistill.recipes import collect as collecting
+from fastdistill.recipes import relabel as relabelling
 from fastdistill.teachers import load_teacher
 from fastdistill.training.stop import STOPPED_STATUS, StopRequest
 
@@ -47,7 +48,7 @@ def collect(
         device: Where the teacher runs.
     """
     with StopRequest() as stop:
-        whole = collect_recipe.collect(
+        whole = collecting.collect(
             teacher, out, steps=steps, game=game, shard=shard, preset=preset, num_lanes=num_lanes,
             epsilon=epsilon, seed=seed, chunk_steps=chunk_steps, device=device, stop=stop,
         )  # fmt: skip
@@ -64,7 +65,7 @@ def relabel(data: Path, teacher: str, /, name: str, device: str = "auto") -> Non
         name: Of the labels, for fastdistill distill --labels.
         device: Where the teacher runs.
     """
-    found = collect_recipe.relabel(data, teacher, name, device=device)
+    found = relabelling.relabel(data, teacher, name, device=device)
     print(f"{data}: about {found.num_rows:,} states labelled; --data {data} --labels {name}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fastdistill.recipes.options import at_least, one_of, positive, share
-from fastdistill.recipes.teaching import TeachingConfig
+from fastdistill.recipes.teaching_config import TeachingConfig
 from fastdistill.training.guide import SCHEDULES
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastdistill.envs import EnvFault, LaneEnv
 from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.recipes.best_teacher import save_best
 from fastdistill.recipes.dqn_config import DqnOptions
-from fastdistill.recipes.teaching import save_best
 from fastdistill.training.counters import Means
 from fastdistill.training.guide import Guide, GuideTerm
 from fastdistill.training.learners.dqn import DqnLearner

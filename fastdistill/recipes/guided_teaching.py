@@ -12,9 +12,9 @@ from fastdistill import streams
 from fastdistill.envs import LaneEnv
 from fastdistill.evaluation.compare import random_score
 from fastdistill.networks import load_network
+from fastdistill.recipes.best_teacher import judging_games
 from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.recipes.dqn_teaching import DqnTeaching
-from fastdistill.recipes.teaching import judging_games
 from fastdistill.teachers import load_teacher
 from fastdistill.training.guide import Guide, GuideTerm
 from fastdistill.training.run import say

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from fastdistill.envs import LaneEnv, make_env
 from fastdistill.networks import QNetwork, paper_architecture
+from fastdistill.recipes.best_teacher import save_best
 from fastdistill.recipes.options import MOST_ROLLOUT_ROWS, at_least, at_most, share
-from fastdistill.recipes.teaching import TeacherResult, TeachingConfig, finish, save_best, teach
+from fastdistill.recipes.teaching import TeacherResult, finish, teach
+from fastdistill.recipes.teaching_config import TeachingConfig
 from fastdistill.training.counters import Means
 from fastdistill.training.learners.pqn import PqnLearner
 from fastdistill.training.optimizing import linear

@@ -10,8 +10,8 @@ from fastdistill.recipes.options import names
 from fastdistill.teachers.teacher import zoo_names
 from fastdistill.training.run import say
 
-# Of one game: half of a distillation's default, after which Pong has little left to gain.
-UPDATES = 5_000
+# Of one game: Pong has little to gain after them.
+UPDATES = 6_000
 # Of training, where there are several games; scoring and evaluation come on top.
 MAX_SECONDS = 240.0
 
@@ -39,7 +39,13 @@ def quickstart_config(run_dir: Path, seed: int, games: str) -> DistillConfig:
         raise ValueError(f"quickstart: games must name each game once, got {games!r}")
     teacher = ",".join(f"zoo:{game}" for game in asked)
     if len(asked) == 1:
-        return DistillConfig(run_dir=run_dir, seed=seed, teacher=teacher, total_updates=UPDATES)
+        return DistillConfig(
+            run_dir=run_dir,
+            seed=seed,
+            teacher=teacher,
+            total_updates=UPDATES,
+            score_every_updates=UPDATES // 2,
+        )
     number = len(asked)
     say(
         f"one network learns {', '.join(asked)} from {number} teachers: at most "

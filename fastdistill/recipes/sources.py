@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from fastdistill.recipes.data_tasks import open_data
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import Given, open_data, open_tasks
+from fastdistill.recipes.tasks import Given, open_tasks
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_actors import LabelledActors
 from fastdistill.training.labelled_play import LabelledPlay

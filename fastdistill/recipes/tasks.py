@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -26,7 +26,6 @@ from fastdistill.envs import (
 from fastdistill.teachers import DEFAULT_TEMPERATURES, Teacher, load_teacher, recorded_game
 from fastdistill.training.ranks import local_world
 from fastdistill.training.run import say
-from fastdistill.training.shards import Collection
 from fastdistill.training.task import Task, check_games
 
 DEFAULT_TEACHER = "zoo:pong"
@@ -119,8 +118,8 @@ def open_tasks(
     """
     sources = given.teachers or config.teachers
     number = len(sources)
-    _check_number("game", config.games, number)
-    _check_number("task_weights", config.weights, number)
+    check_number("game", config.games, number)
+    check_number("task_weights", config.weights, number)
     least = 4 * config.num_lanes * number
     if config.learning_starts_steps < least:
         raise ValueError(
@@ -143,7 +142,7 @@ def open_tasks(
     asked: Sequence[EnvSource | None] = given.envs or config.games or [None] * number
     tasks, envs = [], []
     for place, (source, name) in enumerate(zip(sources, asked, strict=True)):
-        teacher = _teacher(source, name, teacher_view, device)
+        teacher = teacher_of(source, name, teacher_view, device)
         game = name if name is not None else recorded_game(teacher.card)
         if not game:
             raise ValueError("distill: game must be given, the teacher does not name one")
@@ -164,7 +163,7 @@ def open_tasks(
             )
         teacher.check(env)
         weight = config.weights[place] if config.weights else 1.0
-        task = Task(env.spec, teacher, _temperature(config, teacher), weight)
+        task = Task(env.spec, teacher, temperature_of(config, teacher), weight)
         task.source, task.student_view = game, student_view
         tasks.append(task)
         envs.append(env)
@@ -172,82 +171,18 @@ def open_tasks(
     return tasks, envs
 
 
-def open_data(
-    config: TasksConfig, given: Given, device: torch.device
-) -> tuple[list[Task], list[Collection]]:
-    """Open collections of played games, and load the teachers that labelled them.
-
-    Args:
-        config: Of the distillation.
-        given: What it cannot hold.
-        device: Where they, and the students, run.
-
-    Raises:
-        ValueError: In words, where something does not fit.
-    """
-    collections = [Collection(directory, config.labels) for directory in config.directories]
-    number = len(collections)
-    _check_number("task_weights", config.weights, number)
-    least = 2 * sum(len(collection.shards) * collection.num_lanes for collection in collections)
-    if config.learning_starts_steps < least:
-        raise ValueError(
-            "DistillConfig: learning_starts_steps must be at least twice the lanes of all shards = "
-            f"{least}, got {config.learning_starts_steps}"
-        )
-    # The default stands for those on record.
-    is_named = config.teachers != (DEFAULT_TEACHER,) and MODULE not in config.teachers
-    asked: Sequence[TeacherSource] = config.teachers if is_named else ()
-    asked = given.teachers or asked
-    _check_number("teacher", asked, number)
-    tasks = []
-    for place, collection in enumerate(collections):
-        if config.games:
-            _check_number("game", config.games, number)
-            if config.games[place] != collection.spec.name:
-                raise ValueError(
-                    f"distill: game must be that of {collection.directory}, "
-                    f"{collection.spec.name!r}, got {config.games[place]!r}"
-                )
-        else:
-            recorded_game({"game": collection.spec.name})
-        recorded = collection.labelled_by()
-        source = asked[place] if asked else recorded.get("source")
-        if source is None:
-            raise ValueError(
-                f"distill: teacher of {collection.directory} must be one that can be loaded, "
-                "got a module; give it again: fastdistill.distill(module, data=...)"
-            )
-        teacher = _teacher(source, collection.spec, None, device)
-        teacher.check(collection.spec)
-        if _digest(recorded) not in (None, _digest(teacher.describe())):
-            raise ValueError(
-                f"distill: teacher must be that of the labels in {collection.directory}, "
-                f"{recorded.get('source')}, got another: {teacher.source}; fastdistill relabel "
-                "writes its labels, and --labels chooses them"
-            )
-        weight = config.weights[place] if config.weights else 1.0
-        tasks.append(Task(collection.spec, teacher, _temperature(config, teacher), weight))
-    check_games("distill", [task.spec for task in tasks])
-    return tasks, collections
-
-
-def _digest(described: dict[str, Any]) -> Any:
-    """SHA-256 of a described teacher's weights; None of a module, or of several."""
-    weights = described.get("weights")
-    return weights.get("sha256") if isinstance(weights, dict) else None
-
-
 def share_of_cores() -> int:
     """Emulator threads of this process: the ranks of one machine share its cores."""
     return max(1, (os.cpu_count() or 1) // local_world())
 
 
-def _teacher(
+def teacher_of(
     source: TeacherSource,
     game: EnvSource | EnvSpec | None,
     view: ViewSource | None,
     device: torch.device,
 ) -> Teacher:
+    """What a game's teacher was given as, loaded; seen through ``view`` if there is one."""
     if not isinstance(source, Teacher):
         return load_teacher(source, game, device=device, view=view)
     return source if view is None else replace(source, view=view)
@@ -263,8 +198,8 @@ def _view(name: str, said: str | None, given: ViewSource | None) -> ViewSource |
     return given if said == FUNCTION else said
 
 
-def _temperature(config: TasksConfig, teacher: Teacher) -> float:
-    """0 where it is to be fitted."""
+def temperature_of(config: TasksConfig, teacher: Teacher) -> float:
+    """Of a game's labels; 0 where it is to be fitted."""
     if config.temperature is None:
         found = DEFAULT_TEMPERATURES[teacher.kind]
         say(f"temperature {found}, the default for {teacher.kind}")
@@ -272,7 +207,8 @@ def _temperature(config: TasksConfig, teacher: Teacher) -> float:
     return 0.0 if config.temperature == "auto" else float(config.temperature)
 
 
-def _check_number(name: str, values: Sequence[object], number: int) -> None:
+def check_number(name: str, values: Sequence[object], number: int) -> None:
+    """An option of several games must be given once for each, or not at all."""
     if values and len(values) != number:
         raise ValueError(
             f"distill: {name} must name one for each of {number} teachers, got {len(values)}"

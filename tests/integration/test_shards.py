@@ -21,7 +21,8 @@ from torch import nn
 import fastdistill as fd
 from fastdistill.networks import QNetwork, paper_architecture, save_network
 from fastdistill.networks.checkpoint import read_checkpoint, write_checkpoint
-from fastdistill.recipes.collect import collect, relabel
+from fastdistill.recipes.collect import collect
+from fastdistill.recipes.relabel import relabel
 from fastdistill.replay import PrioritizedReplay
 from fastdistill.teachers import load_teacher
 from fastdistill.training.counters import Counters

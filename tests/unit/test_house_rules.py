@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes that a reader can hold in mind (CONTRIBUTING.md): files of 400 lines, functions of 60."""
+"""Sizes that a reader can hold in mind (CONTRIBUTING.md): files, recipes, functions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import fastdistill
 PACKAGE = Path(fastdistill.__file__).parent
 CSRC = Path(__file__).parents[2] / "csrc"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+MAX_RECIPE_LINES = 200  # beside its configuration; most have 150
 NATIVE = {".h", ".cpp", ".inl", ".cu", ".cuh"}
 
 
@@ -49,6 +50,24 @@ def test_files_and_functions_are_short(path):
         assert long_functions(text) == []
 
 
+def lines_beside_configuration(source: str) -> int:
+    """Of a recipe; a configuration's fields are many and plain."""
+    configured = [
+        node.end_lineno - node.lineno + 1
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Options"))
+        if node.end_lineno is not None
+    ]
+    return source.count("\n") - sum(configured)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "recipes").glob("*.py")), ids=lambda path: path.name
+)
+def test_recipes_are_short(path):
+    assert lines_beside_configuration(path.read_text()) <= MAX_RECIPE_LINES
+
+
 def missing_imports(source: str) -> list[str]:
     """What is imported from the package and is not there."""
     found = []
@@ -79,5 +98,8 @@ def test_the_rule_notices():
     short = "\n".join("    x = 1" for _ in range(59))
     doc = '    """' + "\n" * 40 + '"""'
     assert long_functions(f"def f():\n{doc}\n{short}") == []
+    fields = "\n".join(f"    x{place}: int = 1" for place in range(80))
+    assert lines_beside_configuration(f"class AConfig:\n{fields}\nx = 1\ny = 1\n") == 2
+    assert lines_beside_configuration(f"class Parts:\n{fields}\nx = 1\n") == 82
     wrong = "from fastdistill import frames, _core\nfrom fastdistill.envs import lanes, no_env"
     assert missing_imports(wrong) == ["fastdistill.frames", "fastdistill.envs.no_env"]
