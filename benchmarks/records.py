@@ -34,7 +34,7 @@ def keep(run: Path, record: Path) -> None:
     evaluation.pop("commands", None)
     evaluation.setdefault("machine", machine.describe())
     config = json.loads((run / "config.json").read_text())
-    config["config"].pop("run_dir")
+    config["config"].pop("run_dir", None)
     metrics = read_jsonl(run / "metrics.jsonl")
     scored = [
         {key: value for key, value in one.items() if _is_kept(key)}
@@ -102,9 +102,8 @@ def where(runs: dict[str, Sequence[Results]]) -> str:
     found: dict[str, list[str]] = {}
     for name, (first, *_) in runs.items():
         one = first.machine
-        place = (
-            f"{one['cores']} core{'s' * (one['cores'] > 1)} of {one['cpu']}, torch {one['torch']}"
-        )
+        cores = one.get("cores", "some")
+        place = f"{cores} core{'s' * (cores != 1)} of {one.get('cpu')}, torch {one.get('torch')}"
         found.setdefault(place, []).append(f"`{name}`")
     return "; ".join(f"{place} ({', '.join(names)})" for place, names in found.items())
 

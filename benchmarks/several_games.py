@@ -166,7 +166,7 @@ def times(games: dict[Path, list[Results]]) -> list[dict[str, Any]]:
         kinds = sorted((player.kind, len(player.names)) for player in students)
         where = games[run][0].machine
         updates = json.loads((run / "evaluation.json").read_text())["updates"]
-        return kinds, updates, where["cpu"], where["cores"]
+        return kinds, updates, where.get("cpu"), where.get("cores")
 
     found = []
     for run, own in games.items():
