@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import machine
+import pages
 
 from fastdistill.report.results import Results
 from fastdistill.training.metrics import read_jsonl
@@ -57,18 +58,19 @@ def run_missing(
     Args:
         folder: Of the runs.
         record: Of the records.
-        commands: Of each run, without the program and the directory.
+        commands: Of each run, without the program and the directory; run from the repository's
+            root.
         chosen: Which of them; all if empty.
     """
     for name, words in commands.items():
-        run_dir = folder / name
+        run_dir = (folder / name).resolve()
         finished = (record / name).exists() or (run_dir / "evaluation.json").exists()
         if finished or (chosen and name not in chosen):
             continue
         resume = ["--resume"] if (run_dir / "config.json").exists() else []
         print(f"{name}: fastdistill {' '.join(words)}", file=sys.stderr)
         command = [sys.executable, "-m", "fastdistill", *words, "--run-dir", str(run_dir), *resume]
-        if subprocess.run(command, check=False).returncode:
+        if subprocess.run(command, check=False, cwd=pages.ROOT).returncode:
             raise SystemExit(f"{name} did not end; the same command continues")
 
 
