@@ -63,6 +63,7 @@ def test_random_calls():
 
 
 @pytest.mark.stress
+@pytest.mark.timeout(3000)  # minutes each, and more beside other work
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_many_random_calls(isa):
     run = subprocess.run(
