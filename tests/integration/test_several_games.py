@@ -20,6 +20,7 @@ from fastdistill import cli
 from fastdistill.cli import main
 from fastdistill.recipes import distill as recipe
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.quickstart import UPDATES
 from fastdistill.recipes.tasks import Given
 
 
@@ -205,7 +206,10 @@ def test_the_quickstart_of_several_games(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "one network learns pong, freeway, breakout from 3 teachers: at most 4 minutes" in said
     assert main(words) == 0
-    assert asked.pop()[0] == DistillConfig(run_dir=run_dir, seed=3), "Pong alone, as ever"
+    alone = DistillConfig(
+        run_dir=run_dir, seed=3, total_updates=UPDATES, score_every_updates=UPDATES // 3
+    )
+    assert asked.pop()[0] == alone, "Pong, nothing else chosen"
     # An unfinished one is continued, a finished one kept.
     run_dir.mkdir()
     (run_dir / "config.json").write_text("{}")
