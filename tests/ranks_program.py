@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -66,6 +67,9 @@ def main() -> None:
         return
     options = json.loads(more[0])
     die_after = options.pop("die_after", None)  # updates, then the last rank kills itself
+    if die_after is not None:
+        # torchrun ends the others at once; on a busy machine before they can say what they saw.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if die_after is not None and os.environ.get("RANK") == "1":
         from fastdistill.training.students import Students
 
