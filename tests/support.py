@@ -91,9 +91,7 @@ def loss_error_ulps(loss: Tensor, truth: Truth, eps: float) -> float:
 def grad_error_ulps(grad: Tensor, truth: Truth, eps: float) -> float:
     """Largest error of the gradient beyond the floor and its rounding, in eps * its row's scale."""
     got = to_numpy(grad, truth.grad.dtype.type)
-    # A probability that is lost is in the gradient of every action of its row; all but one may be.
-    lost = tiny_of(eps) * grad.shape[1]
-    slack = eps * GRAD_FLOOR_ULPS * truth.grad_floor + lost * truth.grad_reach
+    slack = eps * GRAD_FLOOR_ULPS * truth.grad_floor + tiny_of(eps) * truth.grad_reach
     if eps < torch.finfo(grad.dtype).eps:
         # The value that is rounded has an error of its own, which may carry it over a power of 2.
         reach = abs(truth.grad) + slack + 4 * eps * truth.grad_scale
