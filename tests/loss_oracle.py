@@ -262,9 +262,7 @@ def _divergence(
     rounding = share * (1 + _depth(log_q) / 4)
     grad_scale = np.where(q > 0, rounding * size, 0).max(1, keepdims=True)
     floor = share.max(1, keepdims=True) * (kind == "jsd")
-    # A probability that is too small for the arithmetic is lost to the gradient of every action.
-    lost = ((q > 0) & (q < 2.0**-126)).sum(1, keepdims=True).clip(min=1)
-    reach = (np.where(np.isfinite(size), size, 0).max(1, keepdims=True) + 1) * lost
+    reach = np.where(np.isfinite(size), size, 0).max(1, keepdims=True) + 1
     return loss[:, 0], scale[:, 0], np.ones(len(loss)), grad, grad_scale, floor, reach
 
 
