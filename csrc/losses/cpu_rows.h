@@ -178,6 +178,11 @@ struct RowKernel {
  private:
   static constexpr int64_t kStripElements = Layout::kStripVectors * M::kLanes;
 
+  // The gradient of reverse_kl at the best action is a sum over all the others, so that several
+  // probabilities lost below 2^-126 would be missing from it together. There all exponentials of a
+  // row are larger by 2^kBias; each is lost alone in its own gradient.
+  static constexpr int kBias = kind == LossKind::kReverseKl && sizeof(Real) == 4 ? 24 : 0;
+
   // step(i, parts, count) adds `count` vectors from i on, one to each of a strip's two chains,
   // which finish(parts) takes. Two vectors at a time, because one alone would wait for its own
   // results.
@@ -293,14 +298,19 @@ struct RowKernel {
           if constexpr (kind == LossKind::kNll) {
             for_each<n>([&](int k) { e[k] = M::exp2(z[k]); });
           } else {
-            M::template exp2<2 * n>(z, e);
+            M::template exp2<kBias>(z, e);
           }
           for_each<n>([&](int k) {
             const int64_t at = i + k * M::kLanes;
             Sums& part = parts[k];
             part.s += e[k];
             part.t += e[n + k];
-            M::store(rows.first + at, e[k]);
+            if constexpr (kBias == 0) {
+              M::store(rows.first + at, e[k]);
+            } else {
+              const V least = F::constant(0x1p-126 * (1 << kBias));
+              M::store(rows.first + at, e[k] < least ? V{} : e[k]);
+            }
             if constexpr (kind == LossKind::kKl || kind == LossKind::kNll) {
               part.cross = F::add_cross_term(part.cross, e[n + k], z[n + k], z[k]);
               M::store(rows.second + at, e[n + k]);

@@ -106,7 +106,7 @@ struct TopkRow {
       for_each<4>([&](int k) {
         z[k] = F::shifted(M::load(logits + i + k * M::kLanes), shift, settings.student_factor);
       });
-      M::template exp2<4>(z, e);
+      M::exp2(z, e);
       for_each<4>([&](int k) { M::store(logits + i + k * M::kLanes, e[k]); });
       sum.add((e[0] + e[1]) + (e[2] + e[3]));
     }

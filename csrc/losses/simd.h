@@ -128,9 +128,10 @@ struct Math<float> {
 #endif
   }
 
-  // y = 2^x for x <= 0, -inf included, within 1 ulp; below 2^-126, where float32 loses precision, 0
-  // is allowed. Several at once, side by side: one waits for its own results most of the time.
-  template <int n>
+  // y = 2^(x + bias) for x <= 0, -inf included, within 1 ulp; where y is below 2^-126, where
+  // float32 loses precision, 0 is allowed. Several at once, side by side: one waits for its own
+  // results most of the time.
+  template <int bias = 0, int n>
   static FASTDISTILL_HD void exp2(const V (&x)[n], V (&y)[n]) {
     V scale[n];  // x to the nearest integer
     V r[n];      // the rest in [-1/2, 1/2], exact
@@ -154,18 +155,19 @@ struct Math<float> {
     }
     for_each<n>([&](int k) {
 #if defined(__AVX512F__)
+      if constexpr (bias != 0) scale[k] += broadcast(bias);
       y[k] = reinterpret_cast<V>(
           _mm512_scalef_ps(reinterpret_cast<__m512>(y[k]), reinterpret_cast<__m512>(scale[k])));
 #else
-      const VInt exponent = (reinterpret_cast<VInt>(scale[k]) - 0x4B400000 + 127) << 23;
-      y[k] = x[k] < broadcast(-126.0f) ? V{} : y[k] * reinterpret_cast<V>(exponent);
+      const VInt exponent = (reinterpret_cast<VInt>(scale[k]) - 0x4B400000 + 127 + bias) << 23;
+      y[k] = x[k] < broadcast(-126.0f - bias) ? V{} : y[k] * reinterpret_cast<V>(exponent);
 #endif
     });
   }
   static FASTDISTILL_HD V exp2(V x) {
     const V one[1] = {x};
     V result[1];
-    exp2<1>(one, result);
+    exp2(one, result);
     return result[0];
   }
 
@@ -241,7 +243,7 @@ struct Math<double> {
     for (int i = 0; i < kLanes; ++i) x[i] = __builtin_exp2(x[i]);
     return x;
   }
-  template <int n>
+  template <int bias = 0, int n>
   static FASTDISTILL_HD void exp2(const V (&x)[n], V (&y)[n]) {
     for_each<n>([&](int k) { y[k] = exp2(x[k]); });
   }

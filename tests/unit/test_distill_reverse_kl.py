@@ -58,6 +58,27 @@ def test_low_temperature_keeps_small_terms():
     check_distill(KIND, student, teacher, temperature=0.05)
 
 
+@pytest.mark.parametrize("actions", [6, 19, 300])
+def test_probabilities_below_the_normal_numbers_count_in_the_best_actions_gradient(actions):
+    # Each is below 2^-126 of the best action's; that one's gradient is the sum of their terms.
+    student, teacher = random_logits(9, actions)
+    teacher = teacher.clamp(-0.5, 0.5)
+    student = student.clamp(-1.0, 1.0) * 0.1 - 46.5
+    student[:, 2], teacher[:, 2] = 0.0, 1.0
+    options = {"temperature": 0.006, "student_temperature": 0.53, "reduction": "none"}
+    _, grad = fd.distill_loss_and_grad(KIND, student, teacher, **options)
+    assert (grad[:, 2] < 0).all()
+    check_distill(KIND, student, teacher, **options)
+
+
+def test_large_finite_exponents_are_no_infinity():
+    student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, -3e22]])
+    options = {"temperature": 1e-8, "reduction": "none"}
+    check_distill(KIND, student, teacher, **options)
+    loss, _ = fd.distill_loss_and_grad(KIND, student, teacher, **options)
+    assert loss.item() == pytest.approx(1.5e30, rel=1e-6)
+
+
 @pytest.mark.parametrize("actions", [4, 100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_teacher_rules_out_an_action_of_the_student(actions, dtype):
