@@ -15,11 +15,6 @@ namespace py = pybind11;
 namespace fastdistill {
 namespace {
 
-struct Outputs {
-  py::object loss;
-  py::object grad;
-};
-
 void read_logits(DistillCall& call, py::handle student, py::handle teacher, const char* function) {
   const ArgumentName name{function, "teacher_logits"};
   read_student(call, student, function);
@@ -69,7 +64,8 @@ void refuse_overlap(const dlpack::Tensor& grad, const DistillArgs& args, const c
   }
 }
 
-void check_out_grad(const DistillCall& call, py::handle out_grad, const char* function) {
+// The caller's own gradient tensor, to be written over.
+py::object use_gradient(DistillCall& call, py::handle out_grad, const char* function) {
   const ArgumentName name{function, "out_grad"};
   const dlpack::Tensor view = view_of(out_grad, name);
   check_shape(view, call.student, "student_logits", name);
@@ -85,20 +81,9 @@ void check_out_grad(const DistillCall& call, py::handle out_grad, const char* fu
                 "strides " + repr_of(out_grad.attr("stride")()));
   }
   refuse_overlap(view, call.args, function);
-}
-
-void place_gradient(DistillCall& call, py::handle student, py::handle out_grad,
-                    const char* function, Outputs& out) {
-  if (out_grad.is_none()) {
-    const dlpack::Tensor& like = call.student;
-    out.grad = result_tensor({like.shape[0], like.shape[1]}, like.dtype, like, student);
-  } else {
-    check_out_grad(call, out_grad, function);
-    out.grad = py::reinterpret_borrow<py::object>(out_grad);
-  }
-  const dlpack::Tensor view = view_of(out.grad, {function, "out_grad"});
   call.args.grad = view.data;
   call.args.grad_row_stride = row_stride(view);
+  return py::reinterpret_borrow<py::object>(out_grad);
 }
 
 void launch(const DistillCall& call) {
@@ -136,12 +121,14 @@ py::tuple distill(int kind, py::handle student, py::handle teacher, py::handle a
   args.weight =
       row_weights(weight, call.student, "student_logits", float64, call.weight_owner, function);
 
-  Outputs out;
-  out.grad = py::none();
-  if (with_grad) place_gradient(call, student, out_grad, function, out);
-  out.loss = place_loss(call, reduction, student, function);
+  py::object grad = py::none();
+  if (with_grad) {
+    grad =
+        out_grad.is_none() ? place_gradient(call, student) : use_gradient(call, out_grad, function);
+  }
+  py::object loss = place_loss(call, reduction, student);
   launch(call);
-  return py::make_tuple(std::move(out.loss), std::move(out.grad));
+  return py::make_tuple(std::move(loss), std::move(grad));
 }
 
 }  // namespace

@@ -175,15 +175,23 @@ double scale_of(Reduction reduction, LossKind kind, std::int64_t batch, std::int
   return terms > 0 ? 1.0 / terms : 1.0;  // an empty batch has loss 0
 }
 
-py::object place_loss(DistillCall& call, Reduction reduction, py::handle like,
-                      const char* function) {
+py::object place_gradient(DistillCall& call, py::handle student) {
+  DistillArgs& args = call.args;
+  ResultTensor grad =
+      result_tensor({args.batch, args.actions}, call.student.dtype, call.student, student);
+  args.grad = grad.data;
+  args.grad_row_stride = args.actions;
+  return std::move(grad.tensor);
+}
+
+py::object place_loss(DistillCall& call, Reduction reduction, py::handle student) {
   DistillArgs& args = call.args;
   const bool per_row = reduction == Reduction::kNone;
   const dlpack::Type dtype = arithmetic_type(uses_float64(args));
-  py::object loss = per_row ? result_tensor({args.batch}, dtype, call.student, like)
-                            : result_tensor({}, dtype, call.student, like);
-  (per_row ? args.row_loss : args.loss) = view_of(loss, {function, "loss"}).data;
-  return loss;
+  ResultTensor loss = per_row ? result_tensor({args.batch}, dtype, call.student, student)
+                              : result_tensor({}, dtype, call.student, student);
+  (per_row ? args.row_loss : args.loss) = loss.data;
+  return std::move(loss.tensor);
 }
 
 }  // namespace fastdistill

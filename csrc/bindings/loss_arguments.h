@@ -57,8 +57,9 @@ double scale_of(Reduction reduction, LossKind kind, std::int64_t batch, std::int
 void read_student(DistillCall& call, pybind11::handle student, const char* function);
 void read_mask(DistillCall& call, pybind11::handle mask, const char* function);
 
-// The tensor that the kernel writes the loss to, [] or [batch].
-pybind11::object place_loss(DistillCall& call, Reduction reduction, pybind11::handle like,
-                            const char* function);
+// The tensors that the kernel writes to: the gradient, [batch, actions], and the loss, [] or
+// [batch].
+pybind11::object place_gradient(DistillCall& call, pybind11::handle student);
+pybind11::object place_loss(DistillCall& call, Reduction reduction, pybind11::handle student);
 
 }  // namespace fastdistill

@@ -39,7 +39,7 @@ struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
-py::object cpu_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type dtype) {
+ResultTensor cpu_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type dtype) {
   std::size_t bytes = dtype.bits / 8;
   for (const std::int64_t length : shape) {
     if (__builtin_mul_overflow(bytes, static_cast<std::size_t>(length), &bytes)) {
@@ -69,10 +69,10 @@ py::object cpu_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type dt
   auto* const owned = static_cast<OwnedTensor*>(memory.release());
   void* object = nullptr;
   if (api->managed_to_object(&owned->managed, &object) != 0) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+  return {py::reinterpret_steal<py::object>(static_cast<PyObject*>(object)), data};
 }
 
-py::object cuda_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type dtype,
+py::object torch_empty(std::initializer_list<std::int64_t> shape, dlpack::Type dtype,
                        const dlpack::Tensor& like, py::handle like_object) {
   py::tuple lengths(shape.size());
   for (std::size_t i = 0; i < shape.size(); ++i) lengths[i] = shape.begin()[i];
@@ -85,10 +85,12 @@ py::object cuda_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type d
 
 }  // namespace
 
-py::object result_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type dtype,
-                         const dlpack::Tensor& like, py::handle like_object) {
+ResultTensor result_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type dtype,
+                           const dlpack::Tensor& like, py::handle like_object) {
   if (like.device.type == dlpack::kCpu) return cpu_tensor(shape, dtype);
-  return cuda_tensor(shape, dtype, like, like_object);
+  py::object tensor = torch_empty(shape, dtype, like, like_object);
+  void* const data = view_of(tensor, {"result_tensor", "result"}).data;
+  return {std::move(tensor), data};
 }
 
 }  // namespace fastdistill

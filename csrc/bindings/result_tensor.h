@@ -13,10 +13,15 @@
 
 namespace fastdistill {
 
+struct ResultTensor {
+  pybind11::object tensor;
+  void* data;  // where its elements go
+};
+
 // An uninitialised, contiguous tensor of at most two dimensions on the device of `like`. `dtype` is
 // that of `like`, float32 or float64.
-pybind11::object result_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type dtype,
-                               const dlpack::Tensor& like, pybind11::handle like_object);
+ResultTensor result_tensor(std::initializer_list<std::int64_t> shape, dlpack::Type dtype,
+                           const dlpack::Tensor& like, pybind11::handle like_object);
 
 // The dtype of losses and of priorities.
 inline dlpack::Type arithmetic_type(bool float64) {

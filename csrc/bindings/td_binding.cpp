@@ -75,18 +75,16 @@ py::tuple td(int kind, py::handle q, py::handle action, py::handle target, py::h
       reduction == Reduction::kMean && args.batch > 0 ? 1.0 / static_cast<double>(args.batch) : 1.0;
 
   const bool per_row = reduction == Reduction::kNone;
-  py::object loss = per_row ? result_tensor({args.batch}, given.dtype, given, q)
-                            : result_tensor({}, given.dtype, given, q);
-  py::object td_abs = result_tensor({args.batch}, given.dtype, given, q);
-  py::object grad = py::none();
-  (per_row ? args.row_loss : args.loss) = view_of(loss, {kFunction, "loss"}).data;
-  args.td_abs = view_of(td_abs, {kFunction, "td_abs"}).data;
-  if (with_grad) {
-    grad = result_tensor({args.batch, args.actions}, given.dtype, given, q);
-    args.grad = view_of(grad, {kFunction, "grad"}).data;
-  }
+  ResultTensor loss = per_row ? result_tensor({args.batch}, given.dtype, given, q)
+                              : result_tensor({}, given.dtype, given, q);
+  ResultTensor td_abs = result_tensor({args.batch}, given.dtype, given, q);
+  ResultTensor grad{py::none(), nullptr};
+  if (with_grad) grad = result_tensor({args.batch, args.actions}, given.dtype, given, q);
+  (per_row ? args.row_loss : args.loss) = loss.data;
+  args.td_abs = td_abs.data;
+  args.grad = grad.data;
   launch(args, given);
-  return py::make_tuple(std::move(loss), std::move(td_abs), std::move(grad));
+  return py::make_tuple(std::move(loss.tensor), std::move(td_abs.tensor), std::move(grad.tensor));
 }
 
 }  // namespace

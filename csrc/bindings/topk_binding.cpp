@@ -114,14 +114,8 @@ py::tuple distill_kl_topk(py::handle student, py::handle values, py::handle indi
   read_mask(call, action_mask, kFunction);
   call.args.weight = row_weights(weight, call.student, "student_logits", uses_float64(call.args),
                                  call.weight_owner, kFunction);
-  py::object grad = py::none();
-  if (with_grad) {
-    grad = result_tensor({call.args.batch, call.args.actions}, call.student.dtype, call.student,
-                         student);
-    call.args.grad = view_of(grad, {kFunction, "grad"}).data;
-    call.args.grad_row_stride = call.args.actions;
-  }
-  py::object loss = place_loss(call, reduction, student, kFunction);
+  py::object grad = with_grad ? place_gradient(call, student) : py::none();
+  py::object loss = place_loss(call, reduction, student);
   args.base = call.args;
   launch(args, call.student);
   return py::make_tuple(std::move(loss), std::move(grad));
