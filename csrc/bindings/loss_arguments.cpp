@@ -59,11 +59,10 @@ std::int64_t row_stride(const dlpack::Tensor& tensor) {
 }
 
 void refuse_negated_view(py::handle tensor, ArgumentName name) {
-  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
   const py::object answer =
-      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
+      py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch_api().is_neg, tensor.ptr()));
   if (!answer) throw py::error_already_set();
-  if (answer.is(py::bool_(true))) {
+  if (answer.ptr() == Py_True) {
     raise_value(name.function, name.argument, "be no negated view (call resolve_neg)",
                 "is_neg() true");
   }
@@ -82,11 +81,9 @@ void check_rows(const dlpack::Tensor& tensor, const dlpack::Tensor& reference, A
   raise_value(name.function, name.argument, constraint.c_str(), shape_text(tensor));
 }
 
-const void* row_values(py::handle values, const dlpack::Tensor& reference,
-                       const char* reference_name, bool float64, py::object& owner,
-                       ArgumentName name) {
-  if (values.is_none()) return nullptr;
-  const dlpack::Tensor view = view_of(values, name);
+const void* row_values(py::handle values, const dlpack::Tensor& view,
+                       const dlpack::Tensor& reference, const char* reference_name, bool float64,
+                       py::object& owner, ArgumentName name) {
   float_dtype(view, name);
   check_rows(view, reference, name);
   check_same_device(view, reference, reference_name, name);
@@ -103,12 +100,14 @@ const void* row_weights(py::handle weight, const dlpack::Tensor& reference,
                         const char* reference_name, bool float64, py::object& owner,
                         const char* function) {
   const ArgumentName name{function, "weight"};
-  if (weight.is_none() || view_of(weight, name).dtype.code != dlpack::kBool) {
-    return row_values(weight, reference, reference_name, float64, owner, name);
+  if (weight.is_none()) return nullptr;
+  const dlpack::Tensor view = view_of(weight, name);
+  if (view.dtype.code != dlpack::kBool) {
+    return row_values(weight, view, reference, reference_name, float64, owner, name);
   }
   const Torch& torch = torch_api();
   owner = weight.attr("to")(py::handle(float64 ? torch.float64 : torch.float32));
-  return row_values(owner, reference, reference_name, float64, owner, name);
+  return row_values(owner, view_of(owner, name), reference, reference_name, float64, owner, name);
 }
 
 namespace {

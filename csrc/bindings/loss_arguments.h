@@ -32,12 +32,13 @@ void refuse_negated_view(pybind11::handle tensor, ArgumentName name);
 dlpack::Tensor with_adjacent_columns(const dlpack::Tensor& view, pybind11::handle object,
                                      pybind11::object& owner, ArgumentName name);
 
-// One value per row of `reference` as adjacent values of float64 or float32; null for None.
-const void* row_values(pybind11::handle values, const dlpack::Tensor& reference,
-                       const char* reference_name, bool float64, pybind11::object& owner,
-                       ArgumentName name);
+// One value per row of `reference` as adjacent values of float64 or float32.
+const void* row_values(pybind11::handle values, const dlpack::Tensor& view,
+                       const dlpack::Tensor& reference, const char* reference_name, bool float64,
+                       pybind11::object& owner, ArgumentName name);
 
-// The same of weights, which may be bool as well: True keeps a row, False silences it.
+// The same of weights, null for None; they may be bool as well: True keeps a row, False silences
+// it.
 const void* row_weights(pybind11::handle weight, const dlpack::Tensor& reference,
                         const char* reference_name, bool float64, pybind11::object& owner,
                         const char* function);

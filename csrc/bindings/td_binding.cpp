@@ -67,9 +67,9 @@ py::tuple td(int kind, py::handle q, py::handle action, py::handle target, py::h
   args.actions = given.shape[1];
   args.q = {rows.data, float_dtype(rows, q_name), row_stride(rows)};
   args.action = read_actions(action, given, action_owner);
-  // Not by the pointer: that of an empty batch is null too.
-  if (target.is_none()) raise_type(kFunction, "target", "be a torch.Tensor", "NoneType");
-  args.target = row_values(target, given, "q", float64, target_owner, {kFunction, "target"});
+  const ArgumentName target_name{kFunction, "target"};
+  args.target = row_values(target, view_of(target, target_name), given, "q", float64, target_owner,
+                           target_name);
   args.weight = row_weights(weight, given, "q", float64, weight_owner, kFunction);
   args.scale =
       reduction == Reduction::kMean && args.batch > 0 ? 1.0 / static_cast<double>(args.batch) : 1.0;

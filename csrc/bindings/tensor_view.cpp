@@ -28,6 +28,7 @@ void bind_torch(const py::module_& torch) {
   bound.tensor_type = reinterpret_cast<PyTypeObject*>(py::object(type).release().ptr());
   bound.float32 = torch.attr("float32").cast<py::object>().release().ptr();
   bound.float64 = torch.attr("float64").cast<py::object>().release().ptr();
+  bound.is_neg = type.attr("is_neg").cast<py::object>().release().ptr();
   bound.api = api;
 }
 

@@ -18,6 +18,7 @@ struct Torch {
   const dlpack::ExchangeApi* api = nullptr;
   PyObject* float32 = nullptr;
   PyObject* float64 = nullptr;
+  PyObject* is_neg = nullptr;  // torch.Tensor.is_neg
 };
 
 const Torch& torch_api();
