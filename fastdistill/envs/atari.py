@@ -80,8 +80,7 @@ def make_atari(
         training: Whether a lost life may read ``terminated`` (if the preset says so); without
             it only the end of the game does.
         full_action_space: All 18 actions instead of those the game uses.
-        num_threads: Emulator threads; 0 takes one per core, in training one per two cores, and
-            leaves the others to torch.
+        num_threads: Emulator threads; 0 takes one per core.
         view: See ``LaneEnv``.
         teacher_view: See ``LaneEnv``.
     """
@@ -94,9 +93,7 @@ def make_atari(
         "max_num_frames_per_episode": rules.max_episode_frames,
         "full_action_space": full_action_space,
     }
-    # Where nothing learns the emulators take longer than the networks.
-    cores = os.cpu_count() or 1
-    threads = num_threads or max(1, cores // 2 if training else cores)
+    threads = num_threads or os.cpu_count() or 1
     env = engine(
         **_atari_options(game, num_lanes, min(threads, num_lanes)), **settings, **_NETWORK_SCREEN
     )

@@ -44,7 +44,7 @@ def quickstart_config(run_dir: Path, seed: int, games: str) -> DistillConfig:
             seed=seed,
             teacher=teacher,
             total_updates=UPDATES,
-            score_every_updates=UPDATES // 3,
+            score_every_updates=UPDATES // 2,
         )
     number = len(asked)
     say(
