@@ -118,7 +118,7 @@ def collect() -> dict[str, Any]:
         beside = [run for run in runs if run != main and {one.game for one in games[run]} <= names]
         tables.append(table_of(games[main], read_contenders(main, games[main], beside)))
     machines = records.where({run.name: read for run, read in games.items()})
-    return {"tables": tables, "machines": machines, "time": times(games)}
+    return {"tables": tables, "machines": machines}
 
 
 def table_of(games: list[Results], contenders: list[Contender]) -> dict[str, Any]:
@@ -158,40 +158,6 @@ def row_of(contender: Contender, games: list[Results]) -> dict[str, Any]:
     }
 
 
-def times(games: dict[Path, list[Results]]) -> list[dict[str, Any]]:
-    """Training time of a run of several games over that of a run of each, with as many students."""
-
-    def like(run: Path) -> tuple[Any, ...]:
-        students = games[run][0].students
-        kinds = sorted((player.kind, len(player.names)) for player in students)
-        where = games[run][0].machine
-        updates = json.loads((run / "evaluation.json").read_text())["updates"]
-        return kinds, updates, where.get("cpu"), where.get("cores")
-
-    found = []
-    for run, own in games.items():
-        if len(own) < 2 or not own[0].students:
-            continue
-        singles = {
-            other[0].game: name
-            for name, other in games.items()
-            if len(other) == 1 and other[0].game in {one.game for one in own}
-            if like(name) == like(run)
-        }
-        if len(singles) == len(own):
-            seconds = [games[single][0].training_seconds or 0.0 for single in singles.values()]
-            found.append(
-                {
-                    "run": run.name,
-                    "singles": [single.name for single in singles.values()],
-                    "students": sum(len(player.names) for player in own[0].students),
-                    "seconds": own[0].training_seconds,
-                    "seconds_of_singles": sum(seconds),
-                }
-            )
-    return found
-
-
 def render(found: dict[str, Any]) -> str:
     """The tables of docs/several_games.md."""
     if not found["tables"]:
@@ -203,14 +169,6 @@ def render(found: dict[str, Any]) -> str:
     ]
     for table in found["tables"]:
         lines += render_table(table)
-    for time in found["time"]:
-        lines += [
-            f"Training of `{time['run']}` took {time['seconds']:,.0f} s, of "
-            f"{', '.join(f'`{name}`' for name in time['singles'])} together "
-            f"{time['seconds_of_singles']:,.0f} s, each with {time['students']} students and as "
-            f"many updates: {time['seconds'] / time['seconds_of_singles']:.2f} of the time.",
-            "",
-        ]
     return "\n".join(lines)
 
 
