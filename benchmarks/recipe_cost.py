@@ -30,8 +30,8 @@ PAGES = {"online": "docs/online.md", "several": "docs/several_games.md"}
 PARTS = ("act", "env", "replay", "learn", "students")
 COMMON = "--score-episodes 0 --evaluation-episodes 0 --no-tensorboard"
 DQN = (
-    "--game pong --total-steps 16000 --checkpoint-every-steps 8000 --learning-starts-steps 4000 "
-    "--log-every-steps 2000"
+    "--game pong --total-steps 8000 --checkpoint-every-steps 4000 --learning-starts-steps 2000 "
+    "--log-every-steps 1000"
 )
 GAMES = ("pong", "freeway", "qbert")
 
@@ -41,7 +41,7 @@ def distill(games: tuple[str, ...], student: str) -> str:
     number = len(games)
     return (
         f"distill --teacher {','.join(f'zoo:{game}' for game in games)} --student {student} "
-        f"--temperature auto --total-updates 400 --log-every-updates 100 "
+        f"--temperature auto --total-updates 240 --log-every-updates 60 "
         f"--batch-size {32 * number} --steps-per-update {4 * number} "
         f"--learning-starts-steps {2000 * number}"
     )
