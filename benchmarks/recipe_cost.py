@@ -88,13 +88,18 @@ def render(case: dict[str, Any], where: dict[str, Any]) -> str:
         if base[part] or recipe[part]
     )
     ratios = ", ".join(f"{ratio:.2f}" for ratio in case["ratios"])
-    commands = ", ".join(f"`{command}`" for command in case["base"] + case["recipe"])
+    cores = f"{where['cores']} core{'s' * (where['cores'] != 1)} of {where['cpu']}"
     return (
-        f"Measured: {case['median_ratio']:.2f} times the time ({ratios} in pairs of runs). Medians "
-        f"of the parts: {parts}. {where['cores']} cores of {where['cpu']}, one thread, torch "
-        f"{where['torch']} ([result](../benchmarks/results/recipe_cost.json), "
-        f"`python benchmarks/recipe_cost.py`: {commands}).\n"
+        f"{case['median_ratio']:.2f} times the time ({ratios} in pairs of runs). Medians of the "
+        f"parts: {parts}. {cores}, one thread, torch {where['torch']} "
+        "(`python benchmarks/recipe_cost.py`, [result](../benchmarks/results/recipe_cost.json)).\n"
     )
+
+
+def write_pages(result: dict[str, Any]) -> None:
+    """What the pages say of a result."""
+    for name, case in result["cases"].items():
+        pages.write_part(PAGES[name], "recipe_cost.py", render(case, result["machine"]))
 
 
 def main() -> None:
@@ -119,11 +124,9 @@ def main() -> None:
             "ratios": ratios,
             "median_ratio": statistics.median(ratios),
         }
-    where = machine.describe()
-    result = {"benchmark": "recipe_cost", "cases": cases, "machine": where}
+    result = {"benchmark": "recipe_cost", "cases": cases, "machine": machine.describe()}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    for name, case in cases.items():
-        pages.write_part(PAGES[name], "recipe_cost.py", render(case, where))
+    write_pages(result)
 
 
 if __name__ == "__main__":
