@@ -4,7 +4,7 @@
 online:  a DQN and the students that follow it, beside the same DQN alone.
 several: three games in one student, beside three students of one game each, as many updates.
 
-Only the second half of each run counts, when everything that learns does so; scoring, evaluation
+Only the second half of each run's updates counts, when everything that learns does so; scoring, evaluation
 and checkpoints are left out. Both sides run in this process's threads (OMP_NUM_THREADS, or 1).
 
     python benchmarks/recipe_cost.py
@@ -55,7 +55,7 @@ CASES = {
 
 
 def seconds_of(command: str) -> dict[str, float]:
-    """Seconds of each part in the second half of a run."""
+    """Seconds of each part in the second half of a run's updates."""
     with tempfile.TemporaryDirectory() as directory:
         run_dir = Path(directory) / "run"
         words = [*command.split(), *COMMON.split(), "--run-dir", str(run_dir)]
@@ -65,8 +65,9 @@ def seconds_of(command: str) -> dict[str, float]:
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    late = [record for record in records if 2 * record["step"] > records[-1]["step"]]
+    records = [record for record in map(json.loads, lines) if "time/updates" in record]
+    half = records[-1]["time/updates"] / 2
+    late = [record for record in records if record["time/updates"] > half]
     return {part: sum(one.get(f"time/{part}_seconds", 0.0) for one in late) for part in PARTS}
 
 
