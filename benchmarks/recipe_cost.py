@@ -4,8 +4,8 @@
 online:  a DQN and the students that follow it, beside the same DQN alone.
 several: three games in one student, beside three students of one game each, as many updates.
 
-Only the second half of each run's updates counts, when everything that learns does so; scoring, evaluation
-and checkpoints are left out. Both sides run in this process's threads (OMP_NUM_THREADS, or 1).
+Only the second half of each run's updates counts, when everything that learns does so; scoring,
+evaluation and checkpoints are left out. One thread, or OMP_NUM_THREADS.
 
     python benchmarks/recipe_cost.py
 """
