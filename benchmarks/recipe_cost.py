@@ -5,7 +5,7 @@ online:  a DQN and the students that follow it, beside the same DQN alone.
 several: three games in one student, beside three students of one game each, as many updates.
 
 Only the second half of each run's updates counts, when everything that learns does so; scoring,
-evaluation and checkpoints are left out. One thread, or OMP_NUM_THREADS.
+evaluation and checkpoints are left out. One thread.
 
     python benchmarks/recipe_cost.py
 """
@@ -61,7 +61,7 @@ def seconds_of(command: str) -> dict[str, float]:
         words = [*command.split(), *COMMON.split(), "--run-dir", str(run_dir)]
         subprocess.run(
             [sys.executable, "-m", "fastdistill", *words],
-            check=True, cwd=pages.ROOT, env={"OMP_NUM_THREADS": "1"} | os.environ,
+            check=True, cwd=pages.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
@@ -91,8 +91,8 @@ def render(case: dict[str, Any], where: dict[str, Any]) -> str:
     ratios = ", ".join(f"{ratio:.2f}" for ratio in case["ratios"])
     cores = f"{where['cores']} core{'s' * (where['cores'] != 1)} of {where['cpu']}"
     return (
-        f"{case['median_ratio']:.2f} times the time ({ratios} in pairs of runs). Medians of the "
-        f"parts: {parts}. {cores}, one thread, torch {where['torch']} "
+        f"{case['median_ratio']:.2f} times the time ({ratios} in pairs of runs), scoring apart. "
+        f"Medians of the parts: {parts}. {cores}, one thread, torch {where['torch']} "
         "(`python benchmarks/recipe_cost.py`, [result](../benchmarks/results/recipe_cost.json)).\n"
     )
 
