@@ -206,9 +206,7 @@ def test_the_quickstart_of_several_games(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "one network learns pong, freeway, breakout from 3 teachers: at most 4 minutes" in said
     assert main(words) == 0
-    alone = DistillConfig(
-        run_dir=run_dir, seed=3, total_updates=UPDATES, score_every_updates=UPDATES // 3
-    )
+    alone = DistillConfig(run_dir=run_dir, seed=3, total_updates=6_000, score_every_updates=3_000)
     assert asked.pop()[0] == alone, "Pong, nothing else chosen"
     # An unfinished one is continued, a finished one kept.
     run_dir.mkdir()
