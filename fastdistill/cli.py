@@ -27,7 +27,7 @@ import torch
 
 import fastdistill
 from fastdistill._files import write_atomically
-from fastdistill.commands import collect, export, relabel, verify_teacher
+from fastdistill.commands import collect, export, relabel, verify_teacher, zoo
 from fastdistill.envs import make_env, usable_device
 from fastdistill.evaluation import evaluate_env, record_comparison_gif
 from fastdistill.evaluation.statistics import summarize
@@ -268,6 +268,7 @@ COMMANDS: dict[str, Any] = {  # a dictionary in here is a group of commands
     "report": report,
     "export": export,
     "verify-teacher": verify_teacher,
+    "zoo": zoo,
     "teacher": {"dqn": teacher_dqn, "pqn": teacher_pqn},
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Subcommands that need no run: collections of play, exports, checks of teachers.
+"""Subcommands that need no run: collections of play, exports, lists and checks of teachers.
 
 Their docstrings are the help.
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from fastdistill.evaluation.verify import verify_teacher as verify
 from fastdistill.export import export as export_network
+from fastdistill.networks.checkpoint import read_card
 from fastdistill.recipes import collect as collecting
 from fastdistill.recipes import relabel as relabelling
-from fastdistill.teachers import load_teacher
+from fastdistill.teachers import checkpoint_path, load_teacher, zoo_names
 from fastdistill.training.stop import STOPPED_STATUS, StopRequest
 
 
@@ -67,6 +68,21 @@ def relabel(data: Path, teacher: str, /, name: str, device: str = "auto") -> Non
     """
     found = relabelling.relabel(data, teacher, name, device=device)
     print(f"{data}: about {found.num_rows:,} states labelled; --data {data} --labels {name}")
+
+
+def zoo() -> None:
+    """List the teachers that ship, with what they score."""
+    for name in zoo_names():
+        card = read_card(checkpoint_path(f"zoo:{name}"))
+        print(
+            f"zoo:{name}: {card['parameters']:,} parameters, {len(card['action_meanings'])} actions"
+        )
+        for score in card["scores"]:
+            low, high = score["interval95"]
+            print(
+                f"  {score['preset']:8} epsilon {score['epsilon']:<5} mean {score['mean']:9,.2f}  "
+                f"95% [{low:,.2f}, {high:,.2f}] over {score['episodes']} episodes"
+            )
 
 
 def export(

@@ -20,7 +20,6 @@ from fastdistill import cli
 from fastdistill.cli import main
 from fastdistill.recipes import distill as recipe
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.quickstart import UPDATES
 from fastdistill.recipes.tasks import Given
 
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from fastdistill.cli import main
 from fastdistill.envs import make_env
 from fastdistill.evaluation import evaluate_env
 from fastdistill.networks.checkpoint import read_card
@@ -42,6 +44,24 @@ def test_the_documented_scores_are_the_cards(name):
             f" {score['mean']:.2f} [{low:.2f}, {high:.2f}] ",
             f" {score['iqm']:.2f} ",
         ]
+
+
+def test_the_command_lists_them_with_their_scores(capsys):
+    assert main(["zoo"]) == 0
+    printed = capsys.readouterr().out
+    blocks = {block.split(":")[0]: block for block in printed.split("zoo:")[1:]}
+    assert sorted(blocks) == sorted(path.stem for path in ZOO.glob("*.json"))
+    for name, block in blocks.items():
+        card = json.loads((ZOO / f"{name}.json").read_text())
+        first, *rows = block.splitlines()
+        assert f"{card['parameters']:,} parameters, {len(card['action_meanings'])} actions" in first
+        assert len(rows) == len(card["scores"])
+        for row, score in zip(rows, card["scores"], strict=True):
+            words = row.replace(",", "").split()
+            assert words[:3] == [score["preset"], "epsilon", str(score["epsilon"])]
+            assert float(words[4]) == pytest.approx(score["mean"], abs=0.005)
+            assert [float(word.strip("[]")) for word in words[6:8]] == score["interval95"]
+            assert words[8:] == ["over", str(score["episodes"]), "episodes"]
 
 
 @pytest.mark.slow
