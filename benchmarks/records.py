@@ -21,7 +21,7 @@ import pages
 from fastdistill.report.results import Results
 from fastdistill.training.metrics import read_jsonl
 
-MEASURES = ("score", "share", "temperature")
+MEASURES = ("score", "share", "agreement", "kl")
 
 
 def keep(run: Path, record: Path) -> None:
@@ -50,23 +50,35 @@ def keep(run: Path, record: Path) -> None:
         shutil.copy(run / "teacher.json", record / "teacher.json")
 
 
-def run_missing(
+def missing(
     folder: Path, record: Path, commands: dict[str, list[str]], chosen: Sequence[str]
-) -> None:
-    """Run what has no record yet, one after another; what was interrupted goes on.
+) -> dict[str, list[str]]:
+    """Those of the commands that have neither a record nor a finished run.
 
     Args:
         folder: Of the runs.
         record: Of the records.
-        commands: Of each run, without the program and the directory; run from the repository's
-            root.
+        commands: Of each run, without the program and the directory.
         chosen: Which of them; all if empty.
     """
-    for name, words in commands.items():
+    return {
+        name: words
+        for name, words in commands.items()
+        if (not chosen or name in chosen)
+        and not (record / name).exists()
+        and not (folder / name / "evaluation.json").exists()
+    }
+
+
+def run_missing(
+    folder: Path, record: Path, commands: dict[str, list[str]], chosen: Sequence[str]
+) -> None:
+    """Run what is missing, one after another, in the repository's root; see ``missing``.
+
+    What was interrupted goes on.
+    """
+    for name, words in missing(folder, record, commands, chosen).items():
         run_dir = (folder / name).resolve()
-        finished = (record / name).exists() or (run_dir / "evaluation.json").exists()
-        if finished or (chosen and name not in chosen):
-            continue
         resume = ["--resume"] if (run_dir / "config.json").exists() else []
         print(f"{name}: fastdistill {' '.join(words)}", file=sys.stderr)
         command = [sys.executable, "-m", "fastdistill", *words, "--run-dir", str(run_dir), *resume]
@@ -74,13 +86,16 @@ def run_missing(
             raise SystemExit(f"{name} did not end; the same command continues")
 
 
-def parse(about: str, folder: Path, commands: dict[str, list[str]]) -> argparse.Namespace:
+def parse(
+    about: str | None, folder: Path, commands: dict[str, list[str]], *, ray: bool = False
+) -> argparse.Namespace:
     """The command line of a benchmark whose runs are kept.
 
     Args:
         about: Its help.
         folder: Of its runs, by default.
         commands: Of each run.
+        ray: Whether the runs need nothing of each other, and may be Ray's tasks.
     """
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawTextHelpFormatter
@@ -89,6 +104,8 @@ def parse(about: str, folder: Path, commands: dict[str, list[str]]) -> argparse.
     parser.add_argument(
         "--run", nargs="*", metavar="NAME", help="first run these, or all, unless they are kept"
     )
+    if ray:
+        parser.add_argument("--ray", action="store_true", help="each run a task of Ray's")
     arguments = parser.parse_args()
     if unknown := set(arguments.run or ()) - set(commands):
         parser.error(f"--run must name some of {', '.join(commands)}, got {', '.join(unknown)}")
@@ -111,4 +128,9 @@ def where(runs: dict[str, Sequence[Results]]) -> str:
 
 
 def _is_kept(key: str) -> bool:
-    return key in ("step", "time/training_seconds") or any(word in key for word in MEASURES)
+    # The third part of a student's: the second is its name, which may begin with its loss.
+    first, *rest = key.split("/")
+    words = rest[1:] if first == "students" else key.split("/")
+    return key in ("step", "time/training_seconds") or any(
+        word.startswith(MEASURES) for word in words
+    )

@@ -58,6 +58,7 @@ OPTIONS = {
     "teacher pqn": {field.name for field in fields(PqnConfig)} | {"resume"},
     "evaluate": set(inspect.signature(cli.evaluate).parameters),
     "collect": set(inspect.signature(cli.collect).parameters),
+    "zoo": set(),
     "relabel": set(inspect.signature(cli.relabel).parameters),
     "report": set(inspect.signature(cli.report).parameters),
     "export": set(inspect.signature(cli.export).parameters),
