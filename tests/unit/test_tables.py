@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import sys
@@ -14,6 +16,7 @@ from statistics import mean
 import pytest
 from run_directories import made_up_games_run, made_up_run
 
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.report.results import read_results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -21,25 +24,35 @@ COLUMNS = ["100% kl", "100% nll", "100% mse", "25% kl", "7% kl", "4% kl"]
 
 
 @pytest.fixture
-def tables(monkeypatch, tmp_path):
-    """The benchmark, which writes into a directory of the test's."""
+def load(monkeypatch, tmp_path):
+    """Loads a benchmark, which writes into a directory of the test's."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location(
-        "distill_tables", BENCHMARKS / "distill_tables.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
-    markers = [f"<!-- {w}: written by benchmarks/distill_tables.py -->\n" for w in ("begin", "end")]
-    for page in ("docs/results.md", "README.md"):
-        (tmp_path / page).parent.mkdir(exist_ok=True)
-        (tmp_path / page).write_text("".join(markers))
-    monkeypatch.setattr(module.pages, "ROOT", tmp_path)
-    yield module
+
+    def loaded(name):
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
+        monkeypatch.setattr(module.pages, "ROOT", tmp_path)
+        for page in ("docs/results.md", "docs/options.md", "README.md"):
+            (tmp_path / page).parent.mkdir(exist_ok=True)
+            (tmp_path / page).write_text(
+                "".join(
+                    f"<!-- {w}: written by benchmarks/{name}.py -->\n" for w in ("begin", "end")
+                )
+            )
+        return module
+
+    yield loaded
     for name in set(sys.modules) - before:
         if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+@pytest.fixture
+def tables(load):
+    return load("distill_tables")
 
 
 def row(text: str, start: str) -> list[str]:
@@ -128,3 +141,32 @@ def test_every_shipped_teacher_has_both(tables):
         for table in ("losses", "sizes"):
             words = commands[f"{game}_{table}"]
             assert words[:3] == ["distill", "--teacher", f"zoo:{game}"]
+
+
+def test_options_are_compared_with_the_base(load, tmp_path, monkeypatch):
+    options = load("options_scores")
+    fields = {field.name for field in dataclasses.fields(DistillConfig)} | {"no_tensorboard"}
+    commands = options.commands()
+    assert len(commands) == len(options.GAMES) * len(options.VARIANTS)
+    base = commands["qbert_auto"]
+    for name, words in commands.items():
+        assert {word[2:].replace("-", "_") for word in words if word.startswith("--")} <= fields
+        if name.startswith("qbert_") and words != base:
+            old, new = (set(itertools.pairwise(one)) for one in (base, words))
+            assert new - old, name
+    runs = tmp_path / "runs"
+    played = {
+        name: made_up_run(runs / name, seeds=2, training_seconds=seconds)
+        for name, seconds in (("pong_auto", 120.0), ("pong_gap", 150.0))
+    }
+    monkeypatch.setattr(sys, "argv", ["options_scores.py", str(runs)])
+    options.main()
+    page = (tmp_path / "docs" / "options.md").read_text()
+    assert row(page, "what is changed")[1:] == ["pong", "mean"]
+    for name, minutes in (("auto", "2.0"), ("gap", "2.5")):
+        found = played[f"pong_{name}"]
+        score = mean(mean(one["returns"]) for one in found["students"])
+        share = 100 * (score + 20.7) / (mean(found["teacher"]["returns"]) + 20.7)
+        cells = row(page, options.VARIANTS[name][0])
+        assert cells[1].startswith(f"{share:.1f}% [")
+        assert cells[1].endswith(f"{minutes} min")
