@@ -46,6 +46,12 @@ VARIANTS: dict[str, tuple[str, Options]] = {
     "batch_128": ("batches of 128", {"batch-size": 128}),
     "rate_0.0005": ("learning rate 0.0005", {"learning-rate": 0.0005}),
     "rate_0.002": ("learning rate 0.002", {"learning-rate": 0.002}),
+    "rate_0.004": ("learning rate 0.004", {"learning-rate": 0.004}),
+    "layer_norm": ("layer normalisation", {"layer-norm": ""}),
+    "layer_norm_rate_0.004": (
+        "layer normalisation, learning rate 0.004",
+        {"layer-norm": "", "learning-rate": 0.004},
+    ),
     "steps_4": ("4 steps of play for each update instead of 8", {"steps-per-update": 4}),
     "first_20000": (
         "20,000 steps of the teacher's play first instead of 4,000",

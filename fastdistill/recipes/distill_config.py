@@ -70,6 +70,8 @@ class DistillConfig:
     student: str = "7%"
     """One or several of 100%, 25%, 7%, 4% of the paper's network, multi (its network for three
     games) and multi-wide (for ten), with commas between."""
+    layer_norm: bool = False
+    """Layer normalisation in students of these sizes: the paper's have none; it learns faster."""
     seeds: int = 1
     """Students of each loss and size; they differ in their first weights, not in their data."""
     temperature: float | str | None = None
@@ -177,6 +179,10 @@ class DistillConfig:
         self._check_following()
         one_of(self, "damaged", (self.damaged,), ("refuse", "skip"))
         one_of(self, "student", self.sizes, SIZES if self.student != OWN else (OWN,))
+        if self.student == OWN and self.layer_norm:
+            raise ValueError(
+                "DistillConfig: layer_norm must be False for a module of yours, got True"
+            )
         at_least(
             self, 1, "seeds", "actors", "batch_size", "total_updates", "num_lanes",
             "replay_capacity", "score_every_updates", "checkpoint_every_updates",

@@ -46,6 +46,7 @@ class DistillParts:
             learning_rate=config.learning_rate,
             bfloat16=config.bfloat16,
             device=tasks[0].teacher.device,
+            layer_norm=config.layer_norm,
             own=own,
             ranks=run.ranks,
         )

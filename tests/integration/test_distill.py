@@ -70,6 +70,23 @@ def test_a_users_module_is_distilled_on_cartpole(tmp_path):
     assert fd.evaluate(result.student, "CartPole-v1", episodes=2).mean > 100
 
 
+def test_students_of_the_papers_sizes_can_have_layer_normalisation(tmp_path):
+    cartpole(tmp_path / "with", student="7,25", layer_norm=True)
+    cartpole(tmp_path / "without", student="7,25")
+    for size in ("7", "25"):
+        names = {}
+        for run in ("with", "without"):
+            network, _ = load_network(tmp_path / run / "students" / f"kl_{size}_seed1")
+            assert network.architecture.layer_norm == (run == "with")
+            names[run] = {name: tuple(one.shape) for name, one in network.named_parameters()}
+        # One scale and one shift for each unit of the hidden layers, and the same weights beside.
+        hidden = network.architecture.hidden
+        shapes = list(names["without"].values())
+        for units in hidden:
+            shapes += [(units,), (units,)]
+        assert sorted(shapes) == sorted(names["with"].values())
+
+
 def test_many_students_learn_what_each_would_learn_alone(tmp_path):
     options = {"driver": "teacher", "bfloat16": False}  # students that drive change the stream
     together = cartpole(tmp_path / "all", student="7,25", loss="kl,mse", seeds=2, **options)
@@ -272,6 +289,10 @@ def test_a_damaged_teacher_file_is_refused(tmp_path):
         (
             {"student": "8%"},
             "student must be one of 100%, 25%, 7%, 4%, multi, multi-wide, got '8%'",
+        ),
+        (
+            {"student": "own", "layer_norm": True},
+            "layer_norm must be False for a module of yours, got",
         ),
         ({"driver": "me"}, "driver must be one of teacher, student, mixture, got 'me'"),
         ({"weighting": "x"}, "weighting must be one of none, gap, entropy, got 'x'"),

@@ -165,6 +165,7 @@ def make_students(
     learning_rate: float,
     bfloat16: bool,
     device: torch.device,
+    layer_norm: bool = False,
     own: OwnStudent | None = None,
     ranks: Ranks = ALONE,
 ) -> list[Student]:
@@ -179,12 +180,13 @@ def make_students(
         learning_rate: At first.
         bfloat16: Whether they compute under bfloat16 autocast.
         device: Where they learn.
+        layer_norm: Whether the sizes have it, see ``Architecture``.
         own: For ``OWN``; a module is copied, never changed.
         ranks: That train them together.
     """
     return [
         Student(
-            _network(size, seed, specs, own).to(device),
+            _network(size, seed, specs, own, layer_norm).to(device),
             loss=loss,
             size=size,
             seed=seed,
@@ -199,7 +201,9 @@ def make_students(
     ]
 
 
-def _network(size: str, seed: int, specs: Sequence[EnvSpec], own: OwnStudent | None) -> nn.Module:
+def _network(
+    size: str, seed: int, specs: Sequence[EnvSpec], own: OwnStudent | None, layer_norm: bool
+) -> nn.Module:
     if size == OWN:
         if len(specs) > 1:
             raise ValueError(
@@ -210,7 +214,10 @@ def _network(size: str, seed: int, specs: Sequence[EnvSpec], own: OwnStudent | N
             torch.manual_seed(seed)
             return make_own(specs[0], own)
     actions = [spec.num_actions for spec in specs]
-    network = QNetwork.seeded(paper_architecture(size, actions, obs_shape=specs[0].obs_shape), seed)
+    architecture = paper_architecture(
+        size, actions, obs_shape=specs[0].obs_shape, layer_norm=layer_norm
+    )
+    network = QNetwork.seeded(architecture, seed)
     if len(specs) > 1:
         network.games = tuple(spec.name for spec in specs)
     return network
