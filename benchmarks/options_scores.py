@@ -44,8 +44,7 @@ VARIANTS: dict[str, tuple[str, Options]] = {
     "gap": ("states weighted by the gap of the best two actions", {"weighting": "gap"}),
     "entropy": ("states weighted by entropy", {"weighting": "entropy"}),
     "batch_128": ("batches of 128", {"batch-size": 128}),
-    "rate_0.0005": ("learning rate 0.0005", {"learning-rate": 0.0005}),
-    "rate_0.002": ("learning rate 0.002", {"learning-rate": 0.002}),
+    "rate_0.001": ("learning rate 0.001 instead of 0.002", {"learning-rate": 0.001}),
     "rate_0.004": ("learning rate 0.004", {"learning-rate": 0.004}),
     "layer_norm": ("layer normalisation", {"layer-norm": ""}),
     "layer_norm_rate_0.004": (

@@ -88,7 +88,7 @@ class DistillConfig:
     """Ray actors for each game; they share num_lanes."""
     optimizer: str = "adam"
     """adam, or the paper's rmsprop."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """At first; it falls linearly to 0."""
     batch_size: int = 64
     """States per update, of all games together."""
