@@ -71,7 +71,7 @@ class DistillConfig:
     """One or several of 100%, 25%, 7%, 4% of the paper's network, multi (its network for three
     games) and multi-wide (for ten), with commas between."""
     layer_norm: bool = False
-    """Layer normalisation in students of these sizes: the paper's have none; it learns faster."""
+    """Layer normalisation in students of these sizes; the paper's have none."""
     seeds: int = 1
     """Students of each loss and size; they differ in their first weights, not in their data."""
     temperature: float | str | None = None
