@@ -118,7 +118,7 @@ sanitize-python: setup  ## Run Python tests of losses, replay and convolutions u
 	cp $(SANITIZED)/csrc/bindings/_core.*.so $(SANITIZED)/python/fastdistill
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(abspath $(SANITIZED)/python) \
-	  $(BIN)/python -m pytest -p no:cacheprovider -q $(SANITIZED_TESTS)
+	  $(BIN)/pytest -p no:cacheprovider -q $(SANITIZED_TESTS)
 
 stress: setup  ## Run the concurrent replay for 10^9 operations, all tests marked stress or slow, the fuzzers
 	$(MAKE) test-cpp
