@@ -29,6 +29,7 @@ inline constexpr int kDoubleLanes = kVectorBytes / 8;
 
 using VFloat = float __attribute__((vector_size(kVectorBytes)));
 using VInt = int32_t __attribute__((vector_size(kVectorBytes)));
+using VUint = uint32_t __attribute__((vector_size(kVectorBytes)));
 using VDouble = double __attribute__((vector_size(kVectorBytes)));
 using VLong = int64_t __attribute__((vector_size(kVectorBytes)));
 // The same vectors at any address.
@@ -159,7 +160,10 @@ struct Math<float> {
       y[k] = reinterpret_cast<V>(
           _mm512_scalef_ps(reinterpret_cast<__m512>(y[k]), reinterpret_cast<__m512>(scale[k])));
 #else
-      const VInt exponent = (reinterpret_cast<VInt>(scale[k]) - 0x4B400000 + 127 + bias) << 23;
+      // Unsigned, because far below -126, where it is not used, it wraps around.
+      const VUint exponent =
+          (reinterpret_cast<VUint>(scale[k]) - 0x4B400000u + static_cast<uint32_t>(127 + bias))
+          << 23;
       y[k] = x[k] < broadcast(-126.0f - bias) ? V{} : y[k] * reinterpret_cast<V>(exponent);
 #endif
     });
