@@ -104,7 +104,7 @@ sanitize: setup  ## Run the C++ tests under ThreadSanitizer, then AddressSanitiz
 # The sanitizer must come first into the process, and libstdc++ with it, whose exceptions it follows;
 # Python's own leaks are none of ours.
 SANITIZED := build/address
-SANITIZED_TESTS = $(addprefix tests/unit/test_,distill_kl.py distill_jsd.py losses_errors.py losses_infinite.py \
+SANITIZED_TESTS = $(addprefix tests/unit/test_,distill_kl.py distill_reverse_kl.py distill_jsd.py losses_errors.py losses_infinite.py \
   losses_rows.py losses_strides.py td_loss.py result_tensors.py frames_arguments.py frames_float32.py \
   replay.py replay_hardening.py replay_mutations.py replay_snapshot.py)
 
@@ -166,7 +166,8 @@ cuda: setup  ## Compile the CUDA kernels for all architectures, if nvcc is there
 
 # Uses $(PYTHON) as it is, without a network: a GPU machine brings its own torch.
 gpu:  ## On a machine with a GPU: build, test, compute-sanitizer, benchmarks
-	$(PYTHON) -m pip install --no-build-isolation --no-deps -C cmake.define.FASTDISTILL_CUDA=ON .
+	$(PYTHON) -m pip install --no-build-isolation --no-deps -C cmake.define.FASTDISTILL_CUDA=ON \
+	  -C cmake.define.FASTDISTILL_CUDA_ARCHITECTURES=native .
 	cd tests && FASTDISTILL_REQUIRE_CUDA=1 $(PYTHON) -m pytest -m cuda -p no:cacheprovider gpu
 	cd tests && for tool in memcheck racecheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \

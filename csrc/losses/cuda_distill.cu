@@ -11,7 +11,6 @@ namespace fastdistill {
 namespace cuda {
 namespace {
 
-constexpr std::int64_t kSharedBytesWithoutAsking = 48 * 1024;
 constexpr std::int64_t kBlocksPerMultiprocessor = 16;
 
 Workspace workspace_at(void* memory) {
@@ -28,107 +27,135 @@ std::int64_t block_count(std::int64_t pieces, std::int64_t per_multiprocessor, i
   return smaller(smaller(pieces, resident), kMaxCudaBlocks);
 }
 
-// A quad of this dtype may be read at once at any multiple of four elements from here.
-bool is_aligned(const void* data, DType dtype) {
-  const std::uintptr_t bytes = element_bytes(dtype) == 2 ? 8 : 16;
-  return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
+// Whether all rows can be moved by whole accesses as they are stored.
+bool is_dense(const DistillArgs& args) {
+  const DType dtype = args.student.dtype;
+  const std::int64_t vector = kAccessBytes / element_bytes(dtype);
+  const auto aligned = [&](const void* data, std::int64_t row_stride) {
+    // Short rows go in tiles, which are aligned if the rows are adjacent.
+    const bool rows = args.actions <= kMaxSmallActions
+                          ? row_stride == args.actions
+                          : args.actions % vector == 0 && row_stride % vector == 0;
+    return rows && reinterpret_cast<std::uintptr_t>(data) % kAccessBytes == 0;
+  };
+  return args.teacher.dtype == dtype && args.action_mask == nullptr && args.actions < (1 << 30) &&
+         aligned(args.student.data, args.student.row_stride) &&
+         aligned(args.teacher.data, args.teacher.row_stride) &&
+         (args.grad == nullptr || aligned(args.grad, args.grad_row_stride));
 }
 
-bool all_aligned(const DistillArgs& args) {
-  return is_aligned(args.student.data, args.student.dtype) &&
-         is_aligned(args.teacher.data, args.teacher.dtype) &&
-         is_aligned(args.grad, args.student.dtype);
-}
-
-bool has_adjacent_rows(const DistillArgs& args) {
-  return args.student.row_stride == args.actions && args.teacher.row_stride == args.actions &&
-         (args.grad == nullptr || args.grad_row_stride == args.actions);
-}
-
-bool has_aligned_rows(const DistillArgs& args) {
-  return args.actions % kQuad == 0 && args.student.row_stride % kQuad == 0 &&
-         args.teacher.row_stride % kQuad == 0 &&
-         (args.grad == nullptr || args.grad_row_stride % kQuad == 0);
-}
-
-template <LossKind kind, class Real>
-void launch_small(const DistillArgs& args, const CudaLaunch& launch) {
+template <LossKind kind, class Access>
+void launch_tiles(const DistillArgs& args, const CudaLaunch& launch) {
+  using Real = typename Access::Real;
   const std::int64_t stride = tile_stride(args.actions);
-  const std::int64_t row_bytes = 2 * stride * static_cast<std::int64_t>(sizeof(Real));
-  const std::int64_t multiprocessors = platform::multiprocessors(launch.device);
-  // Whole quads per tile keep the next tile aligned; a small batch is spread over the device.
+  const std::int64_t row_bytes =
+      2 * stride * static_cast<std::int64_t>(sizeof(typename Access::Stored));
+  // A small batch is spread over the device.
   int threads = kSmallThreads;
-  while (threads > kWarp && (threads * row_bytes > kSharedBytesWithoutAsking ||
-                             args.batch < threads * multiprocessors)) {
+  while (threads > kWarp && (threads * row_bytes > platform::kDynamicBytesWithoutAsking ||
+                             args.batch < threads * platform::multiprocessors(launch.device))) {
     threads /= 2;
   }
   const TileShape shape{static_cast<int>(args.actions), static_cast<int>(stride),
-                        tile_magic(args.actions), all_aligned(args) && has_adjacent_rows(args)};
+                        tile_magic(args.actions)};
   const platform::Grid grid{
       block_count(divide_up(args.batch, threads), kBlocksPerMultiprocessor, launch.device), threads,
       threads * row_bytes};
-  platform::launch(small_rows<kind, Real>, grid, launch.stream, args, Settings<Real>(args),
+  platform::launch(small_rows<kind, Access>, grid, launch.stream, args, Settings<Real>(args),
                    workspace_at(launch.workspace), shape);
 }
 
-template <LossKind kind, class Real>
+template <LossKind kind, class Access>
 void launch_warps(const DistillArgs& args, const CudaLaunch& launch) {
-  const std::int64_t quads = divide_up(args.actions, kWarp * kQuad);
-  const std::int64_t row_bytes = 2 * quads * kWarp * static_cast<std::int64_t>(sizeof(Quad<Real>));
-  int threads = kMaxWarpRowThreads;
-  while (threads > kWarp && threads / kWarp * row_bytes > kSharedBytesWithoutAsking) threads /= 2;
-  const WideShape shape{static_cast<int>(quads), all_aligned(args) && has_aligned_rows(args)};
+  using Real = typename Access::Real;
+  constexpr int kUsualThreads = 128;
+  const std::int64_t kept = divide_up(args.actions, kWarp * Access::kVector);
+  const std::int64_t row_bytes = kept * kWarp * kVectorBytes<Access>;
+  int threads = kUsualThreads;
+  while (threads > kWarp && threads / kWarp * row_bytes > platform::kDynamicBytesWithoutAsking) {
+    threads /= 2;
+  }
+  // One block for a batch that fits in one: no block waits for another's part of the loss.
+  if (args.batch * kWarp <= kMaxWideThreads<Access> &&
+      args.batch * row_bytes <= platform::kDynamicBytesWithoutAsking) {
+    threads = kMaxWideThreads<Access>;
+    while (threads / 2 >= args.batch * kWarp) threads /= 2;
+  }
   const std::int64_t warps = threads / kWarp;
   const platform::Grid grid{
       block_count(divide_up(args.batch, warps), kBlocksPerMultiprocessor, launch.device), threads,
       warps * row_bytes};
-  platform::launch(warp_rows<kind, Real>, grid, launch.stream, args, Settings<Real>(args),
-                   workspace_at(launch.workspace), shape);
+  platform::launch(warp_rows<kind, Access>, grid, launch.stream, args, Settings<Real>(args),
+                   workspace_at(launch.workspace), static_cast<int>(kept));
 }
 
-template <LossKind kind, class Real>
+template <LossKind kind, class Access>
 void launch_blocks(const DistillArgs& args, const CudaLaunch& launch) {
-  constexpr std::int64_t kResidentBlocks = 2;
-  constexpr std::int64_t kOtherSharedBytes = 4 * 1024;  // static, and what CUDA takes per block
-  const std::int64_t bytes_per_quad =
-      2 * kBlockRowThreads * static_cast<std::int64_t>(sizeof(Quad<Real>));
-  const std::int64_t quads = divide_up(args.actions, kBlockRowThreads * kQuad);
+  using Real = typename Access::Real;
+  constexpr int kUsualVectors = 8;  // per thread and matrix
+  constexpr int kFewestThreads = 256;
+  constexpr std::int64_t kResidentThreads = 2048;
+  const std::int64_t vectors = divide_up(args.actions, Access::kVector);
+  int threads = kMaxWideThreads<Access>;
+  while (threads > kFewestThreads && threads * kUsualVectors > vectors) threads /= 2;
+  const std::int64_t step_bytes = threads * kVectorBytes<Access>;
   const std::int64_t room =
-      smaller(platform::shared_bytes_per_block(launch.device),
-              platform::shared_bytes_per_multiprocessor(launch.device) / kResidentBlocks) -
-      kOtherSharedBytes;
-  const std::int64_t kept_quads = smaller(quads, room / bytes_per_quad);
-  const WideShape shape{static_cast<int>(kept_quads), all_aligned(args) && has_aligned_rows(args)};
-  const platform::Grid grid{block_count(args.batch, kResidentBlocks, launch.device),
-                            kBlockRowThreads, kept_quads * bytes_per_quad};
-  platform::launch(block_rows<kind, Real>, grid, launch.stream, args, Settings<Real>(args),
-                   workspace_at(launch.workspace), shape);
+      platform::shared_bytes_per_block(launch.device) - platform::kOtherSharedBytes;
+  const std::int64_t kept = smaller(divide_up(vectors, threads), room / step_bytes);
+  const std::int64_t resident =
+      smaller(kResidentThreads / threads, platform::shared_bytes_per_multiprocessor(launch.device) /
+                                              (kept * step_bytes + platform::kOtherSharedBytes));
+  const platform::Grid grid{block_count(args.batch, resident, launch.device), threads,
+                            kept * step_bytes};
+  platform::launch(block_rows<kind, Access>, grid, launch.stream, args, Settings<Real>(args),
+                   workspace_at(launch.workspace), static_cast<int>(kept));
 }
 
-template <LossKind kind, class Real>
+template <LossKind kind, class Access>
 void launch_rows(const DistillArgs& args, const CudaLaunch& launch) {
   if (args.actions <= kMaxSmallActions) {
-    launch_small<kind, Real>(args, launch);
+    launch_tiles<kind, Access>(args, launch);
   } else if (args.actions <= kMaxWarpActions) {
-    launch_warps<kind, Real>(args, launch);
+    launch_warps<kind, Access>(args, launch);
   } else {
-    launch_blocks<kind, Real>(args, launch);
+    launch_blocks<kind, Access>(args, launch);
   }
 }
 
-template <class Real>
+template <LossKind kind>
+void launch_access(const DistillArgs& args, const CudaLaunch& launch) {
+  // A row's passes take a thread of its own longer than a warp; while warps are to be had, short
+  // rows of small batches get one.
+  const bool is_few = args.batch <= platform::multiprocessors(launch.device) * kWarp;
+  if (uses_float64(args)) return launch_rows<kind, General<double>>(args, launch);
+  if (args.actions <= kMaxSmallActions && is_few) {
+    return launch_warps<kind, General<float>>(args, launch);
+  }
+  if (!is_dense(args)) return launch_rows<kind, General<float>>(args, launch);
+  switch (args.student.dtype) {
+    case DType::kFloat64:
+      return;  // above
+    case DType::kFloat32:
+      return launch_rows<kind, Dense<DType::kFloat32>>(args, launch);
+    case DType::kBFloat16:
+      return launch_rows<kind, Dense<DType::kBFloat16>>(args, launch);
+    case DType::kFloat16:
+      return launch_rows<kind, Dense<DType::kFloat16>>(args, launch);
+  }
+}
+
 void launch_kind(const DistillArgs& args, const CudaLaunch& launch) {
   switch (args.kind) {
     case LossKind::kKl:
-      return launch_rows<LossKind::kKl, Real>(args, launch);
+      return launch_access<LossKind::kKl>(args, launch);
     case LossKind::kReverseKl:
-      return launch_rows<LossKind::kReverseKl, Real>(args, launch);
+      return launch_access<LossKind::kReverseKl>(args, launch);
     case LossKind::kJsd:
-      return launch_rows<LossKind::kJsd, Real>(args, launch);
+      return launch_access<LossKind::kJsd>(args, launch);
     case LossKind::kNll:
-      return launch_rows<LossKind::kNll, Real>(args, launch);
+      return launch_access<LossKind::kNll>(args, launch);
     case LossKind::kMse:
-      return launch_rows<LossKind::kMse, Real>(args, launch);
+      return launch_access<LossKind::kMse>(args, launch);
   }
 }
 
@@ -166,10 +193,8 @@ void distill_cuda(const DistillArgs& args, const CudaLaunch& launch) {
       platform::zero_async(args.row_loss, bytes * static_cast<std::size_t>(args.batch),
                            launch.stream);
     }
-  } else if (float64) {
-    cuda::launch_kind<double>(args, launch);
   } else {
-    cuda::launch_kind<float>(args, launch);
+    cuda::launch_kind(args, launch);
   }
 }
 

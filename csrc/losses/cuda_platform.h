@@ -3,6 +3,8 @@
 // gets tests/cpp/simt/simt.h, which runs the same kernels on the CPU in every test run.
 #pragma once
 
+#include "losses/cuda_grid.h"
+
 #if !defined(__CUDACC__)
 
 #include "simt/simt.h"
@@ -34,6 +36,19 @@ FASTDISTILL_DEVICE std::uint16_t narrow_bfloat16(float value) {
 FASTDISTILL_DEVICE std::uint16_t narrow_float16(float value) {
   return __half_as_ushort(__float2half_rn(value));
 }
+// The first in the low half.
+FASTDISTILL_DEVICE std::uint32_t narrow_bfloat16_pair(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  std::uint32_t word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+FASTDISTILL_DEVICE std::uint32_t narrow_float16_pair(float first, float second) {
+  const __half2 pair = __floats2half2_rn(first, second);
+  std::uint32_t word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
 
 // One instruction, 2 ulp. What it flushes to zero is below 2^-126 of the row's largest term.
 FASTDISTILL_DEVICE float exp2(float value) {
@@ -41,6 +56,20 @@ FASTDISTILL_DEVICE float exp2(float value) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
   return result;
 }
+
+// Copies this many aligned bytes to shared memory without a stop on the way; they are there after
+// the thread's wait_copies. They may go where the thread has just read.
+template <int bytes>
+FASTDISTILL_DEVICE void copy_async(void* to, const void* from) {
+  const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(bytes)
+                 : "memory");
+  }
+}
+FASTDISTILL_DEVICE void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // The blocks' parts were written by other multiprocessors: not through this one's first cache.
 FASTDISTILL_DEVICE double load_shared_result(const double* value) { return __ldcg(value); }
@@ -122,16 +151,9 @@ inline int current_device() {
   return device;
 }
 
-struct Grid {
-  std::int64_t blocks;
-  int threads;
-  std::int64_t shared_bytes;
-};
-
 template <class... Args>
 void launch(void (*kernel)(Args...), const Grid& grid, void* stream, const Args&... args) {
-  constexpr std::int64_t kSharedBytesWithoutAsking = 48 * 1024;
-  if (grid.shared_bytes > kSharedBytesWithoutAsking) {
+  if (grid.shared_bytes > kDynamicBytesWithoutAsking) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(grid.shared_bytes)),
           "cudaFuncSetAttribute");

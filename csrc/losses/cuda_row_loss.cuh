@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The loss and gradient of one row by a team of threads, in passes over the row's cells.
 //
-// Cells keeps a pair of values per action, first the two logits. A pass may replace the pair by
-// what the next one needs; cells that could not be kept are recomputed from the logits by
-// `restore`.
-//   scan(f)             f(action, pair)
-//   update(restore, f)  pair = f(action, pair)
-//   finish(restore, f)  gradient = f(action, pair); skipped when no gradient is wanted
+// Cells gives a thread its share of the row's logits, the same in each pass:
+//   scan(f)    f(action, pair)
+//   finish(f)  gradient = f(action, pair); called once, last, wanted or not
+// What a pass needs of an earlier one but sums is computed again: that takes less time than to keep
+// it (on an H200, docs/losses.md).
 #pragma once
 
 #include "losses/cuda_team.cuh"
@@ -31,29 +30,18 @@ struct Settings {
         grad_scale(static_cast<Real>(args.scale / args.student_temperature)) {}
 };
 
-template <class Real>
-struct Pair {
-  Real student;
-  Real teacher;
-};
-
-struct Unchanged {
-  template <class Real>
-  FASTDISTILL_DEVICE Pair<Real> operator()(std::int64_t, Pair<Real> logits) const {
-    return logits;
-  }
-};
-
 template <LossKind kind, class Real, class Team, class Cells>
 class RowLoss {
   using F = RowMath<DeviceMath<Real>>;
   static constexpr std::int64_t kNoAction = INT64_MAX;
 
  public:
-  FASTDISTILL_DEVICE RowLoss(const Settings<Real>& settings, Team& team, Cells& cells, Real weight)
-      : settings_(settings), team_(team), cells_(cells), weight_(weight) {}
+  // Only those threads that are `asked` need to know the loss.
+  FASTDISTILL_DEVICE RowLoss(const Settings<Real>& settings, Team& team, Cells& cells, Real weight,
+                             bool asked)
+      : settings_(settings), team_(team), cells_(cells), weight_(weight), asked_(asked) {}
 
-  // The row's loss times its weight; the gradient carries every scale. The same in all threads.
+  // The row's loss times its weight; the gradient carries every scale.
   FASTDISTILL_DEVICE Real run() {
     Real loss;
     if constexpr (kind == LossKind::kMse) {
@@ -73,7 +61,7 @@ class RowLoss {
     });
     team_.combine(Sum{}, sum);
     const Real factor = Real(2) * weight_ * settings_.grad_scale;
-    cells_.finish(Unchanged{}, [&](std::int64_t, Pair<Real> logits) {
+    cells_.finish([&](std::int64_t, Pair<Real> logits) {
       const Real difference = F::mse_difference(logits.student, logits.teacher);
       return weight_ == Real(0) ? Real(0) : factor * difference;
     });
@@ -82,36 +70,47 @@ class RowLoss {
 
   FASTDISTILL_DEVICE Real divergence() {
     find_shifts();
-    sum_exponentials();
+    sum_exponentials<false>();
+    // Infinite logits may have made a NaN, and so may NaN logits, which will again.
+    if (cross_ != cross_) sum_exponentials<true>();
     // Nothing unmasked, or no weight: the row is silent. NaN compares unequal and stays loud.
-    silent_ = sum_s_ == Real(0) || sum_t_ == Real(0) || weight_ == Real(0);
+    const bool is_silent = sum_s_ == Real(0) || sum_t_ == Real(0) || weight_ == Real(0);
+    if (is_silent) {
+      cells_.finish([](std::int64_t, Pair<Real>) { return Real(0); });
+      return Real(0);
+    }
     const Real factor = weight_ * settings_.grad_scale;
-    Real loss;
     if constexpr (kind == LossKind::kJsd) {
-      loss = mixture_terms(factor);
+      return mixture_terms(factor);
     } else if constexpr (kind == LossKind::kReverseKl) {
-      loss = F::kl_loss(cross_, sum_s_, sum_t_);
       const Real inverse_s = factor / sum_s_;
       const Real mean = cross_ / sum_s_;
-      finish([&](Pair<Real> kept) {
-        return F::reverse_kl_grad(kept.student, kept.teacher, inverse_s, mean);
+      finish([&](const Terms& now) {
+        return F::reverse_kl_grad(now.e_s, now.z_s - now.z_t, inverse_s, mean);
       });
+      return asked_ ? F::kl_loss(cross_, sum_s_, sum_t_) : Real(0);
     } else {
-      loss = F::kl_loss(cross_, sum_t_, sum_s_);
       const Real inverse_s = factor / sum_s_;
       const Real inverse_t = factor / sum_t_;
-      finish([&](Pair<Real> kept) {
-        return F::kl_grad(kept.student, kept.teacher, inverse_s, inverse_t);
-      });
+      const auto gradient = [&](const Terms& now) {
+        return F::kl_grad(now.e_s, now.e_t, inverse_s, inverse_t);
+      };
+      if (cross_ < DeviceMath<Real>::infinity()) {
+        finish(gradient);
+      } else {
+        // A logit of -inf cannot move, though the teacher wants it: its gradient would be -p.
+        finish([&](const Terms& now) {
+          return now.z_s == F::minus_infinity() ? Real(0) : gradient(now);
+        });
+      }
+      return asked_ ? F::kl_loss(cross_, sum_t_, sum_s_) : Real(0);
     }
-    return silent_ ? Real(0) : loss;
   }
 
   template <class Gradient>
   FASTDISTILL_DEVICE void finish(Gradient gradient) {
     cells_.finish(
-        [&](std::int64_t action, Pair<Real> logits) { return restore(action, logits); },
-        [&](std::int64_t, Pair<Real> kept) { return silent_ ? Real(0) : gradient(kept); });
+        [&](std::int64_t action, Pair<Real> logits) { return gradient(terms(action, logits)); });
   }
 
   // Row maxima; for nll also the teacher's first best action.
@@ -157,33 +156,23 @@ class RowLoss {
     return terms;
   }
 
-  // What the pass after the exponentials needs.
-  FASTDISTILL_DEVICE Pair<Real> kept(Pair<Real> logits, const Terms& terms) const {
-    if constexpr (kind == LossKind::kJsd) {
-      return {F::finite(terms.z_s), F::finite(terms.z_t)};
-    } else if constexpr (kind == LossKind::kReverseKl) {
-      return {terms.e_s, terms.z_s - terms.z_t};
-    } else {
-      // A logit of -inf cannot move: without this its gradient would be -p.
-      return {terms.e_s, logits.student == F::minus_infinity() ? Real(0) : terms.e_t};
-    }
-  }
-
-  FASTDISTILL_DEVICE Pair<Real> restore(std::int64_t action, Pair<Real> logits) const {
-    return kept(logits, terms(action, logits));
-  }
-
+  // Without care a term of 0 times infinity makes the cross sum NaN; it takes a seventh less time.
+  template <bool with_care>
   FASTDISTILL_DEVICE void sum_exponentials() {
-    cells_.update(Unchanged{}, [&](std::int64_t action, Pair<Real> logits) {
+    sum_s_ = sum_t_ = cross_ = Real(0);
+    const auto add_cross_term = [&](Real e_a, Real z_a, Real z_b) {
+      cross_ = with_care ? F::add_cross_term(cross_, e_a, z_a, z_b)
+                         : DeviceMath<Real>::multiply_add(e_a, z_a - z_b, cross_);
+    };
+    cells_.scan([&](std::int64_t action, Pair<Real> logits) {
       const Terms now = terms(action, logits);
       sum_s_ += now.e_s;
       sum_t_ += now.e_t;
       if constexpr (kind == LossKind::kReverseKl) {
-        cross_ = F::add_cross_term(cross_, now.e_s, now.z_s, now.z_t);
+        add_cross_term(now.e_s, now.z_s, now.z_t);
       } else if constexpr (kind != LossKind::kJsd) {
-        cross_ = F::add_cross_term(cross_, now.e_t, now.z_t, now.z_s);
+        add_cross_term(now.e_t, now.z_t, now.z_s);
       }
-      return kept(logits, now);
     });
     team_.combine(Sum{}, sum_s_, sum_t_, cross_);
   }
@@ -194,33 +183,23 @@ class RowLoss {
     const Real inverse_t = Real(1) / sum_t_;
     const Real log2_sum_s = DeviceMath<Real>::log2(sum_s_);
     const Real log2_sum_t = DeviceMath<Real>::log2(sum_t_);
-    const auto mixture = [&](Pair<Real> z) {
-      return F::mixture(z.teacher - log2_sum_t, z.student - log2_sum_s, share);
-    };
-    const auto restore_z = [&](std::int64_t action, Pair<Real> logits) {
-      return restore(action, logits);
+    // The mixture needs differences of exponents, so these are numbers.
+    const auto mixture = [&](const Terms& now) {
+      return F::mixture(F::finite(now.z_t) - log2_sum_t, F::finite(now.z_s) - log2_sum_s, share);
     };
     Real loss = 0;
     Real mean = 0;
-    cells_.update(restore_z, [&](std::int64_t, Pair<Real> z) {
-      const Real q = DeviceMath<Real>::exp2(z.student) * inverse_s;
-      const Real p = DeviceMath<Real>::exp2(z.teacher) * inverse_t;
-      const auto log2_m = mixture(z);
-      loss += F::jsd_loss_term(p, q, log2_m, share);
+    cells_.scan([&](std::int64_t action, Pair<Real> logits) {
+      const Terms now = terms(action, logits);
+      const Real q = now.e_s * inverse_s;
+      const auto log2_m = mixture(now);
+      loss += F::jsd_loss_term(now.e_t * inverse_t, q, log2_m, share);
       mean += q == Real(0) ? Real(0) : q * log2_m.log2_m_over_q;
-      return Pair<Real>{q, log2_m.log2_m_over_q};
     });
     team_.combine(Sum{}, loss, mean);
-    cells_.finish(
-        [&](std::int64_t action, Pair<Real> logits) {
-          const Pair<Real> z = restore(action, logits);
-          const Real q = DeviceMath<Real>::exp2(z.student) * inverse_s;
-          return Pair<Real>{q, mixture(z).log2_m_over_q};
-        },
-        [&](std::int64_t, Pair<Real> kept) {
-          const Real grad = factor * F::jsd_grad(kept.student, kept.teacher, mean, share);
-          return silent_ ? Real(0) : grad;
-        });
+    finish([&](const Terms& now) {
+      return factor * F::jsd_grad(now.e_s * inverse_s, mixture(now).log2_m_over_q, mean, share);
+    });
     return F::at_least_zero(loss);
   }
 
@@ -228,7 +207,7 @@ class RowLoss {
   Team& team_;
   Cells& cells_;
   const Real weight_;
-  bool silent_ = false;
+  const bool asked_;
   Real shift_s_ = 0;
   Real shift_t_ = 0;
   std::int64_t target_ = kNoAction;

@@ -8,17 +8,17 @@
 namespace fastdistill::cuda {
 
 inline constexpr std::int64_t kMaxSmallActions = 64;
-inline constexpr int kSmallThreads = 128;
+inline constexpr int kSmallThreads = 256;
 
-// Elements between rows of a tile. Threads walk down their rows by one element if it is odd and by
-// two if it is even: with a stride of 1 or 2 modulo 4, a warp then touches every bank equally
-// often.
+// Elements between rows of a tile. Threads walk down their rows by four elements, by two or by one,
+// whichever divides the actions; where the stride holds an odd number of these, a warp touches
+// every bank equally often.
 inline std::int64_t tile_stride(std::int64_t actions) {
-  return actions % kQuad == 0 ? actions + 2 : actions;
+  return actions % 8 == 0 ? actions + 4 : actions;
 }
 
-// A tile is numbered as if its rows were adjacent; the row of element e is (e * magic) >> 20.
-inline constexpr int kTileShift = 20;
+// A tile is numbered as if its rows were adjacent; the row of element e is (e * magic) >> 21.
+inline constexpr int kTileShift = 21;
 static_assert(kSmallThreads * kMaxSmallActions * kMaxSmallActions < (1 << kTileShift));
 inline unsigned tile_magic(std::int64_t actions) {
   return static_cast<unsigned>(((1 << kTileShift) + actions - 1) / actions);
@@ -28,7 +28,6 @@ struct TileShape {
   int actions;
   int stride;
   unsigned magic;
-  bool adjacent;  // rows of all matrices are adjacent and aligned
 };
 
 // Where the elements of one tile are in global and in shared memory.
@@ -37,214 +36,223 @@ struct Tile {
   std::int64_t first_row;
   int elements;
 
-  // This thread's quads.
-  FASTDISTILL_DEVICE Positions positions(int quad) const {
-    return positions_of(quad, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), elements,
-                        shape.adjacent);
-  }
-  FASTDISTILL_DEVICE int row_of(std::int64_t e) const {
+  FASTDISTILL_DEVICE int row_of(int e) const {
     return static_cast<int>((static_cast<unsigned>(e) * shape.magic) >> kTileShift);
   }
-  FASTDISTILL_DEVICE int shared_offset(std::int64_t e) const {
-    return static_cast<int>(e) + row_of(e) * (shape.stride - shape.actions);
+  FASTDISTILL_DEVICE int shared_offset(int e) const {
+    return e + row_of(e) * (shape.stride - shape.actions);
   }
   // Offset of element e from the start of a matrix.
-  FASTDISTILL_DEVICE std::int64_t global_offset(std::int64_t e, std::int64_t row_stride) const {
+  FASTDISTILL_DEVICE std::int64_t global_offset(int e, std::int64_t row_stride) const {
     const int row = row_of(e);
     return (first_row + row) * row_stride + (e - row * shape.actions);
   }
 };
 
-template <class Real, int kWidth>
-struct alignas(kWidth * sizeof(Real)) Group {
-  Real v[kWidth];
-};
-
-// Rows are padded only where a quad never spans two of them, so a whole quad is adjacent here too.
-template <class Real>
-FASTDISTILL_DEVICE void put_quad(const Quad<Real>& quad, const Tile& tile,
-                                 const Positions& positions, Real* shared) {
-  if (!positions.is_wide()) {
-    for (int j = 0; j < kQuad; ++j) {
-      const std::int64_t e = positions.at(j);
-      if (e < positions.end) shared[tile.shared_offset(e)] = quad.v[j];
-    }
-  } else if (tile.shape.stride == tile.shape.actions) {
-    *reinterpret_cast<Quad<Real>*>(shared + positions.first) = quad;
-  } else {
-    auto* pairs = reinterpret_cast<Group<Real, 2>*>(shared + tile.shared_offset(positions.first));
-    pairs[0] = {{quad.v[0], quad.v[1]}};
-    pairs[1] = {{quad.v[2], quad.v[3]}};
-  }
-}
-
-template <class Real>
-FASTDISTILL_DEVICE Quad<Real> get_quad(const Tile& tile, const Positions& positions,
-                                       const Real* shared) {
-  Quad<Real> quad = {};
-  if (!positions.is_wide()) {
-    for (int j = 0; j < kQuad; ++j) {
-      const std::int64_t e = positions.at(j);
-      if (e < positions.end) quad.v[j] = shared[tile.shared_offset(e)];
-    }
-  } else if (tile.shape.stride == tile.shape.actions) {
-    quad = *reinterpret_cast<const Quad<Real>*>(shared + positions.first);
-  } else {
-    const auto* pairs =
-        reinterpret_cast<const Group<Real, 2>*>(shared + tile.shared_offset(positions.first));
-    quad = {{pairs[0].v[0], pairs[0].v[1], pairs[1].v[0], pairs[1].v[1]}};
-  }
-  return quad;
-}
-
-template <class Real>
-FASTDISTILL_DEVICE void mask_quads(const DistillArgs& args, const Tile& tile,
-                                   const Positions& positions, Quad<Real>& student,
-                                   Quad<Real>& teacher) {
-  if (args.action_mask == nullptr) return;
-  for (int j = 0; j < kQuad; ++j) {
-    const std::int64_t e = positions.at(j);
-    if (e >= positions.end || args.action_mask[tile.global_offset(e, args.mask_row_stride)] != 0) {
-      continue;
-    }
-    student.v[j] = -DeviceMath<Real>::infinity();
-    teacher.v[j] = -DeviceMath<Real>::infinity();
-  }
-}
-
-template <class Real>
-FASTDISTILL_DEVICE void load_tile(const DistillArgs& args, const Tile& tile, Real* shared_student,
-                                  Real* shared_teacher) {
-  const int threads = static_cast<int>(blockDim.x);
-  const int quads = (tile.elements + threads * kQuad - 1) / (threads * kQuad);
-  const auto load = [&](const Matrix& matrix, const Positions& positions) {
-    return load_raw<Real>(matrix.data, matrix.dtype, positions,
-                          [&](std::int64_t e) { return tile.global_offset(e, matrix.row_stride); });
+// This thread's share of pieces of kWidth elements, two on their way at once.
+template <int kWidth, class Stored, class FromOffset, class ToOffset>
+FASTDISTILL_DEVICE void move_pieces(int pieces, const Stored* from, FromOffset from_offset,
+                                    Stored* to, ToOffset to_offset) {
+  using Piece = Group<Stored, kWidth>;
+  const auto load = [&](int piece) {
+    return *reinterpret_cast<const Piece*>(from + from_offset(piece * kWidth));
   };
-  for (int quad = 0; quad < quads; quad += kLoadsInFlight) {
-    RawQuad<Real> students[kLoadsInFlight];
-    RawQuad<Real> teachers[kLoadsInFlight];
-#pragma unroll
-    for (int i = 0; i < kLoadsInFlight; ++i) {
-      students[i] = load(args.student, tile.positions(quad + i));
-      teachers[i] = load(args.teacher, tile.positions(quad + i));
+  const auto store = [&](int piece, const Piece& value) {
+    *reinterpret_cast<Piece*>(to + to_offset(piece * kWidth)) = value;
+  };
+  const int threads = static_cast<int>(blockDim.x);
+  int piece = static_cast<int>(threadIdx.x);
+  for (; piece + threads < pieces; piece += 2 * threads) {
+    const Piece first = load(piece);
+    const Piece second = load(piece + threads);
+    store(piece, first);
+    store(piece + threads, second);
+  }
+  if (piece < pieces) store(piece, load(piece));
+}
+
+// A matrix of a tile, in pieces that are adjacent in both memories: quads if its rows are padded
+// (their length is a multiple of 8), else whole accesses and single elements at the end.
+template <class Stored, class FromOffset, class ToOffset>
+FASTDISTILL_DEVICE void move_tile(const Tile& tile, const Stored* from, FromOffset from_offset,
+                                  Stored* to, ToOffset to_offset) {
+  if (tile.shape.stride != tile.shape.actions) {
+    move_pieces<4>(tile.elements / 4, from, from_offset, to, to_offset);
+    return;
+  }
+  constexpr int kVector = kAccessBytes / static_cast<int>(sizeof(Stored));
+  const auto same = [](int e) { return e; };
+  const int pieces = tile.elements / kVector;
+  const int end = pieces * kVector;
+  move_pieces<kVector>(pieces, from, same, to, same);
+  move_pieces<1>(tile.elements - end, from + end, same, to + end, same);
+}
+
+// The same threads bring the same elements in all three, so they need not wait for each other.
+template <class Real>
+FASTDISTILL_DEVICE void load_elements(const DistillArgs& args, const Tile& tile, Real* student,
+                                      Real* teacher) {
+  const auto for_elements = [&](std::int64_t row_stride, auto f) {
+    const int threads = static_cast<int>(blockDim.x);
+    for (int e = static_cast<int>(threadIdx.x); e < tile.elements; e += threads) {
+      f(tile.shared_offset(e), tile.global_offset(e, row_stride));
     }
-#pragma unroll
-    for (int i = 0; i < kLoadsInFlight; ++i) {
-      const Positions positions = tile.positions(quad + i);
-      auto student = widen(students[i], args.student.dtype, positions, Real(0));
-      auto teacher = widen(teachers[i], args.teacher.dtype, positions, Real(0));
-      mask_quads(args, tile, positions, student, teacher);
-      put_quad(student, tile, positions, shared_student);
-      put_quad(teacher, tile, positions, shared_teacher);
-    }
+  };
+  const auto load = [&](const Matrix& matrix, Real* shared) {
+    with_storage<Real>(matrix.dtype, [&](auto storage) {
+      using S = decltype(storage);
+      for_elements(matrix.row_stride, [&](int to, std::int64_t from) {
+        shared[to] =
+            static_cast<Real>(S::widen(static_cast<const typename S::Bits*>(matrix.data)[from]));
+      });
+    });
+  };
+  load(args.student, student);
+  load(args.teacher, teacher);
+  if (args.action_mask == nullptr) return;
+  for_elements(args.mask_row_stride, [&](int to, std::int64_t from) {
+    if (args.action_mask[from] != 0) return;
+    student[to] = teacher[to] = -DeviceMath<Real>::infinity();
+  });
+}
+
+template <class Access, class Stored = typename Access::Stored>
+FASTDISTILL_DEVICE void load_tile(const DistillArgs& args, const Tile& tile, Stored* student,
+                                  Stored* teacher) {
+  if constexpr (Access::kIsDense) {
+    const auto load = [&](const Matrix& matrix, Stored* shared) {
+      const Stored* from =
+          static_cast<const Stored*>(matrix.data) + tile.global_offset(0, tile.shape.actions);
+      move_tile(
+          tile, from, [](int e) { return e; }, shared,
+          [&](int e) { return tile.shared_offset(e); });
+    };
+    load(args.student, student);
+    load(args.teacher, teacher);
+  } else {
+    load_elements(args, tile, student, teacher);
   }
 }
 
-template <class Real>
-FASTDISTILL_DEVICE void store_tile(const DistillArgs& args, const Tile& tile, const Real* shared) {
-  const int threads = static_cast<int>(blockDim.x);
-  for (int quad = 0; quad * threads * kQuad < tile.elements; ++quad) {
-    const Positions positions = tile.positions(quad);
-    store_quad(get_quad(tile, positions, shared), args.grad, args.student.dtype, positions,
-               [&](std::int64_t e) { return tile.global_offset(e, args.grad_row_stride); });
+template <class Access, class Stored = typename Access::Stored>
+FASTDISTILL_DEVICE void store_tile(const DistillArgs& args, const Tile& tile,
+                                   const Stored* shared) {
+  if constexpr (Access::kIsDense) {
+    Stored* to = static_cast<Stored*>(args.grad) + tile.global_offset(0, tile.shape.actions);
+    move_tile(
+        tile, shared, [&](int e) { return tile.shared_offset(e); }, to, [](int e) { return e; });
+  } else {
+    const int threads = static_cast<int>(blockDim.x);
+    for (int e = static_cast<int>(threadIdx.x); e < tile.elements; e += threads) {
+      store_one(args.grad, args.student.dtype, tile.global_offset(e, args.grad_row_stride),
+                shared[tile.shared_offset(e)]);
+    }
   }
 }
 
 // One thread's row of a tile; the gradient replaces the student's logits.
-template <class Real>
+template <class Access>
 class TileCells {
+  using Real = typename Access::Real;
+  using Stored = typename Access::Stored;
+
  public:
-  FASTDISTILL_DEVICE TileCells(Real* student, Real* teacher, int actions, bool wants_grad)
+  FASTDISTILL_DEVICE TileCells(Stored* student, const Stored* teacher, int actions, bool wants_grad)
       : student_(student), teacher_(teacher), actions_(actions), wants_grad_(wants_grad) {}
 
   template <class F>
   FASTDISTILL_DEVICE void scan(F f) {
-    walk<Keep::kNothing>([&](int action, Pair<Real> pair) {
-      f(action, pair);
-      return pair;
-    });
+    walk<false>(f);
   }
-  template <class Restore, class F>
-  FASTDISTILL_DEVICE void update(Restore, F f) {
-    walk<Keep::kBoth>(f);
-  }
-  template <class Restore, class F>
-  FASTDISTILL_DEVICE void finish(Restore, F f) {
-    if (!wants_grad_) return;
-    walk<Keep::kStudent>(
-        [&](int action, Pair<Real> pair) { return Pair<Real>{f(action, pair), Real(0)}; });
+  template <class F>
+  FASTDISTILL_DEVICE void finish(F f) {
+    if (wants_grad_) walk<true>(f);
   }
 
  private:
-  enum class Keep { kNothing, kStudent, kBoth };
-
-  template <Keep keep, class F>
+  template <bool is_last, class F>
   FASTDISTILL_DEVICE void walk(F f) {
-    if (actions_ % 2 == 0) {
-      walk_by<2, keep>(f);
+    if (actions_ % 4 == 0) {
+      walk_by<4, is_last>(f);
+    } else if (actions_ % 2 == 0) {
+      walk_by<2, is_last>(f);
     } else {
-      walk_by<1, keep>(f);
+      walk_by<1, is_last>(f);
     }
   }
 
-  template <int kWidth, Keep keep, class F>
+  template <int kWidth, bool is_last, class F>
   FASTDISTILL_DEVICE void walk_by(F f) {
-    auto* students = reinterpret_cast<Group<Real, kWidth>*>(student_);
-    auto* teachers = reinterpret_cast<Group<Real, kWidth>*>(teacher_);
-    for (int group = 0; group < actions_ / kWidth; ++group) {
-      Group<Real, kWidth> student = students[group];
-      Group<Real, kWidth> teacher = teachers[group];
-      for (int i = 0; i < kWidth; ++i) {
-        const Pair<Real> result = f(group * kWidth + i, Pair<Real>{student.v[i], teacher.v[i]});
-        student.v[i] = result.student;
-        teacher.v[i] = result.teacher;
+    auto* students = reinterpret_cast<Group<Stored, kWidth>*>(student_);
+    const auto* teachers = reinterpret_cast<const Group<Stored, kWidth>*>(teacher_);
+    const int groups = actions_ / kWidth;
+#pragma unroll 3
+    for (int group = 0; group < groups; ++group) {
+      Real student[kWidth];
+      Real teacher[kWidth];
+      // Whole copies, for whole accesses.
+      const Group<Stored, kWidth> stored_student = students[group];
+      const Group<Stored, kWidth> stored_teacher = teachers[group];
+      widen_group<typename Access::InShared>(stored_student, student);
+      widen_group<typename Access::InShared>(stored_teacher, teacher);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        const Pair<Real> logits{student[j], teacher[j]};
+        if constexpr (is_last) {
+          student[j] = f(group * kWidth + j, logits);
+        } else {
+          f(group * kWidth + j, logits);
+        }
       }
-      if constexpr (keep != Keep::kNothing) students[group] = student;
-      if constexpr (keep == Keep::kBoth) teachers[group] = teacher;
+      if constexpr (is_last) students[group] = narrow_group<typename Access::InShared>(student);
     }
   }
 
-  Real* student_;
-  Real* teacher_;
+  Stored* student_;
+  const Stored* teacher_;
   int actions_;
   bool wants_grad_;
 };
 
-template <LossKind kind, class Real>
-__global__ void __launch_bounds__(kSmallThreads)
-    small_rows(DistillArgs args, Settings<Real> settings, Workspace workspace, TileShape shape) {
+template <LossKind kind, class Access>
+__global__ void __launch_bounds__(kSmallThreads, Access::kIsDense ? 6 : 1)
+    small_rows(DistillArgs args, Settings<typename Access::Real> settings, Workspace workspace,
+               TileShape shape) {
+  using Real = typename Access::Real;
+  using Stored = typename Access::Stored;
   FASTDISTILL_DYNAMIC_SHARED(memory);
+  FASTDISTILL_SHARED(Exchange, exchange);
+  BlockTeam block(exchange);
   const std::int64_t rows_per_tile = blockDim.x;
-  Real* student = reinterpret_cast<Real*>(memory);
-  Real* teacher = student + rows_per_tile * shape.stride;
+  Stored* student = reinterpret_cast<Stored*>(memory);
+  Stored* teacher = student + rows_per_tile * shape.stride;
   const std::int64_t grid_step = rows_per_tile * gridDim.x;
   double lost = 0;
   for (std::int64_t first = rows_per_tile * blockIdx.x; first < args.batch; first += grid_step) {
     const std::int64_t left = args.batch - first;
     const int rows = static_cast<int>(left < rows_per_tile ? left : rows_per_tile);
     const Tile tile{shape, first, rows * shape.actions};
-    load_tile(args, tile, student, teacher);
+    load_tile<Access>(args, tile, student, teacher);
     __syncthreads();
     const int mine = static_cast<int>(threadIdx.x);
     if (mine < rows) {
       ThreadTeam team;
-      TileCells<Real> cells(student + mine * shape.stride, teacher + mine * shape.stride,
-                            shape.actions, args.grad != nullptr);
+      TileCells<Access> cells(student + mine * shape.stride, teacher + mine * shape.stride,
+                              shape.actions, args.grad != nullptr);
       const Real weight = weight_of<Real>(args, first + mine);
-      RowLoss<kind, Real, ThreadTeam, TileCells<Real>> row(settings, team, cells, weight);
+      RowLoss<kind, Real, ThreadTeam, TileCells<Access>> row(settings, team, cells, weight, true);
       const Real weighted = row.run();
       store_row_loss(args, first + mine, weighted, settings.loss_scale);
       lost += static_cast<double>(weighted);
     }
     if (args.grad != nullptr) {
       __syncthreads();
-      store_tile(args, tile, student);
+      store_tile<Access>(args, tile, student);
     }
     __syncthreads();
   }
   if (args.loss != nullptr) {
-    reduce_loss(lost, workspace, args.scale, args.loss, sizeof(Real) == 8);
+    reduce_loss(block, lost, workspace, args.scale, args.loss, sizeof(Real) == 8);
   }
 }
 

@@ -54,6 +54,8 @@ __global__ void __launch_bounds__(kTdThreads) td_rows(TdArgs args, Workspace wor
     std::int64_t action[kTdThreads];
   };
   FASTDISTILL_SHARED(Slopes, taken);
+  FASTDISTILL_SHARED(Exchange, exchange);
+  BlockTeam team(exchange);
   const int rank = static_cast<int>(threadIdx.x);
   const std::int64_t grid_step = static_cast<std::int64_t>(gridDim.x) * kTdThreads;
   const bool wants_grad = args.grad != nullptr && args.actions > 0;
@@ -84,7 +86,7 @@ __global__ void __launch_bounds__(kTdThreads) td_rows(TdArgs args, Workspace wor
     __syncthreads();
   }
   if (args.loss != nullptr) {
-    reduce_loss(lost, workspace, 1.0, args.loss, sizeof(Real) == 8);
+    reduce_loss(team, lost, workspace, 1.0, args.loss, sizeof(Real) == 8);
   }
 }
 

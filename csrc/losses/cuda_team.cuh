@@ -16,11 +16,11 @@ struct Sum {
     return a + b;
   }
 };
+// A NaN is passed over.
 struct Max {
-  template <class T>
-  FASTDISTILL_DEVICE T operator()(T a, T b) const {
-    return a > b ? a : b;
-  }
+  FASTDISTILL_DEVICE float operator()(float a, float b) const { return ::fmaxf(a, b); }
+  FASTDISTILL_DEVICE double operator()(double a, double b) const { return ::fmax(a, b); }
+  FASTDISTILL_DEVICE int operator()(int a, int b) const { return a > b ? a : b; }
 };
 struct Min {
   template <class T>
@@ -97,11 +97,9 @@ struct Workspace {
 
 // Called by all threads of all blocks with what their rows lost; writes scale times the sum.
 // The block that takes the last ticket adds up the parts, always in the same order.
-FASTDISTILL_DEVICE void reduce_loss(double thread_loss, const Workspace& workspace, double scale,
-                                    void* loss, bool float64) {
-  FASTDISTILL_SHARED(Exchange, exchange);
+FASTDISTILL_DEVICE void reduce_loss(BlockTeam& team, double thread_loss, const Workspace& workspace,
+                                    double scale, void* loss, bool float64) {
   FASTDISTILL_SHARED(bool, is_last);
-  BlockTeam team(exchange);
   double total = thread_loss;
   team.combine(Sum{}, total);
   const unsigned blocks = gridDim.x;

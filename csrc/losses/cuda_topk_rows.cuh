@@ -14,13 +14,6 @@ namespace fastdistill::cuda {
 inline constexpr int kTopkThreads = 256;
 inline constexpr int kWordBits = 32;
 
-template <class Real>
-FASTDISTILL_DEVICE Real load_one(const void* row, DType dtype, std::int64_t index) {
-  const Positions one{index, 1, index + 1};
-  const auto offset = [](std::int64_t i) { return i; };
-  return widen(load_raw<Real>(row, dtype, one, offset), dtype, one, Real(0)).v[0];
-}
-
 // The k known actions and the rest as a row of k + 1 for RowLoss. Nothing is kept between passes.
 template <class Real>
 struct BucketCells {
@@ -51,15 +44,11 @@ struct BucketCells {
   FASTDISTILL_DEVICE void scan(F f) {
     for (std::int64_t i = rank; i < count(); i += threads) f(i, logits(i));
   }
-  template <class Restore, class F>
-  FASTDISTILL_DEVICE void update(Restore restore, F f) {
-    scan([&](std::int64_t i, Pair<Real> pair) { f(i, restore(i, pair)); });
-  }
-  template <class Restore, class F>
-  FASTDISTILL_DEVICE void finish(Restore restore, F f) {
+  template <class F>
+  FASTDISTILL_DEVICE void finish(F f) {
     if (grad == nullptr) return;
     scan([&](std::int64_t i, Pair<Real> pair) {
-      const Real slope = f(i, restore(i, pair));
+      const Real slope = f(i, pair);
       if (i == args.k) {
         rest_slope = slope;
       } else {
@@ -68,10 +57,7 @@ struct BucketCells {
     });
   }
   FASTDISTILL_DEVICE void store(std::int64_t action, Real value) const {
-    with_storage<Real>(args.base.student.dtype, [&](auto storage) {
-      using S = decltype(storage);
-      static_cast<typename S::Bits*>(grad)[action] = S::narrow(value);
-    });
+    store_one(grad, args.base.student.dtype, action, value);
   }
 };
 
@@ -116,7 +102,7 @@ class TopkRow {
     if (repeated_ || bad_mass) return without_gradient(static_cast<Real>(NAN));
     sum_tail();
     RowLoss<LossKind::kKl, Real, BlockTeam, BucketCells<Real>> loss(settings_, team_, cells_,
-                                                                    weight_);
+                                                                    weight_, true);
     const Real weighted = loss.run();
     spread();
     return weighted;
@@ -271,7 +257,7 @@ __global__ void __launch_bounds__(kTopkThreads)
     lost += static_cast<double>(weighted);
   }
   if (args.base.loss != nullptr) {
-    reduce_loss(lost, workspace, args.base.scale, args.base.loss, sizeof(Real) == 8);
+    reduce_loss(team, lost, workspace, args.base.scale, args.base.loss, sizeof(Real) == 8);
   }
 }
 

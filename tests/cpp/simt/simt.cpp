@@ -19,6 +19,8 @@
 namespace simt {
 namespace {
 
+using fastdistill::platform::kSharedBytesWithoutAsking;
+
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 constexpr int kResidentBlocks = 3;
@@ -27,6 +29,7 @@ constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr std::size_t kStaticBytes = 16 * 1024;
 constexpr int kMaxStatics = 16;
 constexpr int kMaxSites = 64;
+constexpr int kMaxCopies = 128;
 
 [[noreturn]] void die(const char* reason) {
   std::fprintf(stderr, "simt: %s\n", reason);
@@ -78,12 +81,17 @@ struct Fiber {
   int thread;
   int barriers;
   int shuffles;
+  int copies_begun;
+  int copies_taken;
+  Copy copies[kMaxCopies];
   bool finished;
 };
 
 struct Launch {
   unsigned blocks;
   int threads;
+  std::size_t shared_bytes;
+  bool asked;
   void (*body)(void*);
   void* context;
 };
@@ -144,6 +152,7 @@ void fiber_main() {
     acquire(&start_edge);
     launch_now.body(launch_now.context);
     release(&end_edge);
+    if (current->copies_begun != 0) die("a thread ended with copies on their way");
     current->finished = true;
     switch_to(&scheduler);
   }
@@ -279,6 +288,18 @@ std::uint64_t shuffle(std::uint64_t bits, unsigned source_lane) {
   return values[source_lane];
 }
 
+void begin_copy(const Copy& copy) {
+  if (current->copies_begun == kMaxCopies) die("too many copies at once");
+  current->copies[current->copies_begun++] = copy;
+}
+
+const Copy* take_copy() {
+  if (current->copies_taken < current->copies_begun)
+    return current->copies + current->copies_taken++;
+  current->copies_begun = current->copies_taken = 0;
+  return nullptr;
+}
+
 void* dynamic_shared() { return current->block->dynamic_memory; }
 
 void* static_shared(const void* key, std::size_t bytes) {
@@ -290,6 +311,10 @@ void* static_shared(const void* key, std::size_t bytes) {
   if (block->statics == kMaxStatics || block->static_used + rounded > kStaticBytes) {
     die("too much static shared memory");
   }
+  if (!launch_now.asked && block->static_used + rounded + launch_now.shared_bytes >
+                               static_cast<std::size_t>(kSharedBytesWithoutAsking)) {
+    die("more shared memory than a block gets without asking");
+  }
   void* place = block->static_memory + block->static_used;
   block->static_used += rounded;
   block->static_keys[block->statics] = key;
@@ -297,8 +322,8 @@ void* static_shared(const void* key, std::size_t bytes) {
   return place;
 }
 
-void run(std::int64_t blocks, int threads, std::size_t shared_bytes, void (*body)(void*),
-         void* context) {
+void run(std::int64_t blocks, int threads, std::size_t shared_bytes, bool asked,
+         void (*body)(void*), void* context) {
   if (current != &scheduler) die("a kernel cannot launch a kernel");
   if (blocks < 1 || blocks > 65535 || threads < kWarp || threads > kMaxThreads ||
       threads % kWarp != 0) {
@@ -309,7 +334,7 @@ void run(std::int64_t blocks, int threads, std::size_t shared_bytes, void (*body
   }
   ++machine().launches;
   random_state = machine().seed * 2654435761u + static_cast<std::uint64_t>(machine().launches);
-  launch_now = {static_cast<unsigned>(blocks), threads, body, context};
+  launch_now = {static_cast<unsigned>(blocks), threads, shared_bytes, asked, body, context};
   // All memory exists before the launch and is full of NaN; its exact size lets ASan see an
   // overrun.
   const std::size_t count = static_cast<std::size_t>(blocks);

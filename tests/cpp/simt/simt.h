@@ -13,6 +13,8 @@
 #include <cstring>
 #include <limits>
 
+#include "losses/cuda_grid.h"
+
 namespace simt {
 
 struct Index {
@@ -45,8 +47,18 @@ Machine& machine();
 // The "file:line" of every barrier and fence executed so far, null-terminated.
 const char* const* executed_sites();
 
-void run(std::int64_t blocks, int threads, std::size_t shared_bytes, void (*body)(void*),
-         void* context);
+// Copies that the running thread has begun and not waited for.
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+void begin_copy(const Copy& copy);
+const Copy* take_copy();  // the oldest, or null
+
+// `asked` for more shared memory than a block gets without.
+void run(std::int64_t blocks, int threads, std::size_t shared_bytes, bool asked,
+         void (*body)(void*), void* context);
 
 }  // namespace simt
 
@@ -94,11 +106,26 @@ inline float float_of(std::uint32_t bits) {
 float widen_float16(std::uint32_t bits);
 std::uint16_t narrow_bfloat16(float value);
 std::uint16_t narrow_float16(float value);
+inline std::uint32_t narrow_bfloat16_pair(float first, float second) {
+  return narrow_bfloat16(first) | static_cast<std::uint32_t>(narrow_bfloat16(second)) << 16;
+}
+inline std::uint32_t narrow_float16_pair(float first, float second) {
+  return narrow_float16(first) | static_cast<std::uint32_t>(narrow_float16(second)) << 16;
+}
 
 // As ex2.approx.ftz: results below the normal numbers become 0.
 inline float exp2(float value) {
   const float result = std::exp2(value);
   return result < std::numeric_limits<float>::min() ? 0.0F : result;
+}
+
+// As late as allowed, so that who reads without waiting reads what was there before.
+template <int bytes>
+void copy_async(void* to, const void* from) {
+  simt::begin_copy({to, from, bytes});
+}
+inline void wait_copies() {
+  while (const simt::Copy* copy = simt::take_copy()) std::memcpy(copy->to, copy->from, copy->bytes);
 }
 inline double load_shared_result(const double* value) { return *value; }
 
@@ -115,17 +142,12 @@ inline bool is_capturing(void*) { return false; }
 inline void* allocate(std::size_t bytes) { return ::operator new(bytes); }
 inline int current_device() { return 0; }
 
-struct Grid {
-  std::int64_t blocks;
-  int threads;
-  std::int64_t shared_bytes;
-};
-
 template <class... Args>
 void launch(void (*kernel)(Args...), const Grid& grid, void*, const Args&... args) {
   auto body = [&] { kernel(args...); };
   simt::run(
       grid.blocks, grid.threads, static_cast<std::size_t>(grid.shared_bytes),
+      grid.shared_bytes > kDynamicBytesWithoutAsking,
       [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
 }
 
