@@ -173,8 +173,7 @@ gpu:  ## On a machine with a GPU: build, test, compute-sanitizer, benchmarks
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(PYTHON) -m pytest -m cuda -p no:cacheprovider -k "masks_weights or strides_and_misalignment or td_loss or kl_topk" gpu || exit 1; \
 	done
-	cd benchmarks && $(PYTHON) -m pytest -p no:cacheprovider -W default \
-	  --benchmark-json=results/losses_cuda.json test_bench_losses_cuda.py
+	$(PYTHON) benchmarks/run.py --cuda
 
 clean:  ## Remove what was built, keep .venv
 	rm -rf build dist

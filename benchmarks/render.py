@@ -67,9 +67,53 @@ def losses_table(measured: dict[str, Any], dtype: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def cuda_table(measured: dict[str, Any]) -> str:
+    """Markdown: a line per shape and dtype on a GPU, ours beside torch, Liger and a copy."""
+    lines = [
+        "| batch x actions | dtype | torch eager | torch.compile | with CUDA graphs | Liger "
+        "| `distill_kl` | `distill_loss_and_grad` | its kernel | share of a copy "
+        "| `distill_loss_and_grad` against the fastest peer |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[int, int, str], dict[str, dict[str, Any]]] = {}
+    for row in measured["rows"]:
+        key = (row["shape"][0], row["shape"][1], row["dtype"])
+        groups.setdefault(key, {})[row["column"]] = row
+    peers = ("torch_eager", "torch_compile", "torch_compile_graphs", "liger")
+    for (batch, actions, dtype), columns in groups.items():
+        seconds = {name: row["median_seconds"] for name, row in columns.items()}
+        times = " | ".join(
+            duration(seconds[name]) if name in seconds else "-"
+            for name in (*peers, "distill_kl", "distill_loss_and_grad", "device")
+        )
+        share = columns["device"]["copy_seconds"] / seconds["device"]
+        peer = min(seconds[name] for name in peers if name in seconds)
+        lines.append(
+            f"| {batch:,} x {actions:,} | {dtype} | {times} | {share:.0%} "
+            f"| {peer / seconds['distill_loss_and_grad']:.1f}x |"
+        )
+    return "\n".join(lines)
+
+
+def cuda_section(results: Path) -> str:
+    """The part of docs/benchmarks.md about a GPU, if one was measured."""
+    if not results.is_file():
+        return ""
+    measured = json.loads(results.read_text())
+    return (
+        "\n## Losses on a GPU\n\n"
+        "KL, forward and backward, temperature 0.01; medians of 15 rounds of 64 calls (of 8 where\n"
+        "one moves more than 128 MB), over inputs that are together larger than the L2 cache.\n"
+        "`its kernel` is the same in a captured graph, without the host's part; the share is of\n"
+        "a large copy's bandwidth. Written by `python benchmarks/run.py --cuda`.\n\n"
+        f"{machine_line(measured['machine'])}\n\n{cuda_table(measured)}\n"
+    )
+
+
 def write_documents(root: Path) -> None:
     """Rewrites docs/benchmarks.md and the marked part of README.md from the committed results."""
-    losses = json.loads((root / "benchmarks" / "results" / "losses_cpu.json").read_text())
+    results = root / "benchmarks" / "results"
+    losses = json.loads((results / "losses_cpu.json").read_text())
     where = machine_line(losses["machine"])
     (root / "docs" / "benchmarks.md").write_text(
         "# Benchmarks\n\n"
@@ -78,7 +122,7 @@ def write_documents(root: Path) -> None:
         "KL, forward and backward, temperature 0.01; medians of 101 rounds, for the larger half\n"
         "of the rows 21, after 12 for warming up, all columns in one run.\n"
         f"`distill_loss_and_grad` writes into `out_grad`.\n\n{BARE_PASS}\n\n"
-        f"{where}\n\n{losses_table(losses)}\n"
+        f"{where}\n\n{losses_table(losses)}\n{cuda_section(results / 'losses_cuda.json')}"
     )
     table = losses_table(losses, dtype="float32")
     pages.write_part("README.md", "run.py", f"{table}\n\n{BARE_PASS}\n\n{where}\n")

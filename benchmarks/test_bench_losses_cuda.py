@@ -2,11 +2,12 @@
 """Distillation loss and gradient on a GPU: ours beside torch eager, torch.compile and Liger.
 
 One round is a sweep over several sets of inputs, together larger than any L2 cache, and one
-synchronisation; the time of a call is the round divided by the calls in it. `extra_info` holds the
-bytes that any implementation must move (both logits read, the gradient written), the bandwidth that
-this makes, and its share of a copy measured in the same process.
+synchronisation; the time of a call is the round divided by the calls in it. `device` is our kernel
+in a captured graph, without the host's part. `extra_info` holds the bytes that any implementation
+must move (both logits read, the gradient written) and the time that a copy of as many takes,
+measured in the same process.
 
-    pytest benchmarks/test_bench_losses_cuda.py --benchmark-json=losses_cuda.json
+    python benchmarks/run.py --cuda
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ Step = Callable[[Tensor, Tensor, Tensor], object]
 
 TEMPERATURE = 0.01
 L2_BYTES = 128 << 20  # more than the L2 of any GPU at hand
-CALLS_PER_ROUND = 64
 SHAPES = (
     (32, 18, torch.float32),
     (65_536, 18, torch.float32),
@@ -39,6 +39,16 @@ SHAPES = (
     (8_192, 32_768, torch.float32),
     (8_192, 32_768, torch.bfloat16),
     (4_096, 50_257, torch.bfloat16),
+    (4_096, 131_072, torch.bfloat16),
+)
+COLUMNS = (
+    "distill_kl",
+    "distill_loss_and_grad",
+    "device",
+    "torch_eager",
+    "torch_compile",
+    "torch_compile_graphs",
+    "liger",
 )
 
 
@@ -94,89 +104,72 @@ def liger() -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def step_of(implementation: str) -> Step:
-    if implementation == "ours_loss_and_grad":
+def step_of(column: str) -> Step:
+    if column in ("distill_loss_and_grad", "device"):
         return ours_loss_and_grad
-    if implementation == "ours":
+    if column == "distill_kl":
         return backward_of(lambda s, t: fd.distill_kl(s, t, temperature=TEMPERATURE))
-    if implementation == "torch_eager":
+    if column == "torch_eager":
         return backward_of(composite)
-    if implementation == "torch_compile":
+    if column == "torch_compile":
         return backward_of(torch.compile(composite))
-    if implementation == "torch_compile_reduce_overhead":
+    if column == "torch_compile_graphs":
         return backward_of(torch.compile(composite, mode="reduce-overhead"))
     if importlib.util.find_spec("liger_kernel") is None:
         pytest.skip("liger_kernel is not installed")
     return backward_of(liger())
 
 
-def graph_of(step: Step, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> torch.cuda.CUDAGraph:
+def graph_of(
+    step: Step, inputs: list[tuple[Tensor, Tensor, Tensor]], calls: int
+) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in range(CALLS_PER_ROUND):
+        for call in range(calls):
             step(*inputs[call % len(inputs)])
-    return graph
+    return graph.replay
 
 
-@pytest.mark.parametrize("captured", [False, True], ids=["calls", "graph"])
-@pytest.mark.parametrize(
-    "implementation",
-    [
-        "ours",
-        "ours_loss_and_grad",
-        "torch_eager",
-        "torch_compile",
-        "torch_compile_reduce_overhead",
-        "liger",
-    ],
-)
+@pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize(("batch", "actions", "dtype"), SHAPES)
 def test_kl_forward_backward(
     benchmark: BenchmarkFixture,
     copy_bandwidth: float,
-    implementation: str,
+    column: str,
     batch: int,
     actions: int,
     dtype: torch.dtype,
-    captured: bool,
 ) -> None:
-    if captured and implementation != "ours_loss_and_grad":
-        pytest.skip("device time without launch gaps is shown for our kernel alone")
     torch.compiler.reset()
-    step = step_of(implementation)
+    step = step_of(column)
     element_bytes = torch.empty(0, dtype=dtype).element_size()
     floor_bytes = 3 * batch * actions * element_bytes
-    sets = max(2, -(-L2_BYTES // floor_bytes)) if floor_bytes > 1 << 16 else 2
+    calls = 64 if floor_bytes < L2_BYTES else 8
     inputs = []
-    for _ in range(sets):
+    for _ in range(min(calls, max(2, -(-L2_BYTES // floor_bytes)))):
         student, teacher = (torch.randn(batch, actions, device="cuda").to(dtype) for _ in range(2))
-        student.requires_grad_(implementation != "ours_loss_and_grad")
+        student.requires_grad_(step is not ours_loss_and_grad)
         inputs.append((student, teacher, torch.empty_like(student)))
     for _ in range(3):  # compiles, loads, warms up
         step(*inputs[0])
     torch.cuda.synchronize()
-    graph = graph_of(step, inputs) if captured else None
+    replay = graph_of(step, inputs, calls) if column == "device" else None
 
     def sweep() -> None:
-        if graph is not None:
-            graph.replay()
+        if replay is not None:
+            replay()
         else:
-            for call in range(CALLS_PER_ROUND):
+            for call in range(calls):
                 step(*inputs[call % len(inputs)])
         torch.cuda.synchronize()
 
-    benchmark.pedantic(sweep, rounds=15, warmup_rounds=2)
-    if benchmark.stats is None:  # --benchmark-disable
-        return
-    seconds = benchmark.stats.stats.median / CALLS_PER_ROUND
-    bandwidth = floor_bytes / seconds
     benchmark.extra_info.update(
-        device=torch.cuda.get_device_name(),
-        torch=torch.__version__,
-        calls_per_round=CALLS_PER_ROUND,
-        seconds_per_call=seconds,
-        floor_bytes=floor_bytes,
-        gigabytes_per_second=bandwidth / 1e9,
-        copy_gigabytes_per_second=copy_bandwidth / 1e9,
-        share_of_copy=bandwidth / copy_bandwidth,
+        operation="distill_kl",
+        shape=[batch, actions],
+        dtype=str(dtype).removeprefix("torch."),
+        column=column,
+        calls=calls,
+        bytes=floor_bytes,
+        copy_seconds=floor_bytes / copy_bandwidth,
     )
+    benchmark.pedantic(sweep, rounds=15, warmup_rounds=2)
