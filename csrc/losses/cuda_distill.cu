@@ -113,13 +113,12 @@ void launch_blocks(const DistillArgs& args, const CudaLaunch& launch) {
 
 template <LossKind kind, class Access>
 void launch_rows(const DistillArgs& args, const CudaLaunch& launch) {
-  if (args.actions <= kMaxSmallActions) {
-    launch_tiles<kind, Access>(args, launch);
-  } else if (args.actions <= kMaxWarpActions) {
-    launch_warps<kind, Access>(args, launch);
-  } else {
-    launch_blocks<kind, Access>(args, launch);
+  if (args.actions <= kMaxSmallActions) return launch_tiles<kind, Access>(args, launch);
+  // float64 serves checks; its warps would take a quarter of all compilation.
+  if constexpr (sizeof(typename Access::Real) == 4) {
+    if (args.actions <= kMaxWarpActions) return launch_warps<kind, Access>(args, launch);
   }
+  launch_blocks<kind, Access>(args, launch);
 }
 
 template <LossKind kind>

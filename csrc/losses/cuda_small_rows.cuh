@@ -30,6 +30,11 @@ struct TileShape {
   unsigned magic;
 };
 
+template <int width>
+struct Width {
+  static constexpr int value = width;
+};
+
 // Where the elements of one tile are in global and in shared memory.
 struct Tile {
   TileShape shape;
@@ -49,43 +54,39 @@ struct Tile {
   }
 };
 
-// This thread's share of pieces of kWidth elements, two on their way at once.
-template <int kWidth, class Stored, class FromOffset, class ToOffset>
-FASTDISTILL_DEVICE void move_pieces(int pieces, const Stored* from, FromOffset from_offset,
-                                    Stored* to, ToOffset to_offset) {
-  using Piece = Group<Stored, kWidth>;
-  const auto load = [&](int piece) {
-    return *reinterpret_cast<const Piece*>(from + from_offset(piece * kWidth));
-  };
-  const auto store = [&](int piece, const Piece& value) {
-    *reinterpret_cast<Piece*>(to + to_offset(piece * kWidth)) = value;
-  };
+// f(width, e, place) for this thread, over a tile in pieces that are adjacent in both memories, the
+// first elements of which are e, at `place` in shared memory: quads if the rows are padded (their
+// length is a multiple of 8), else whole accesses and single elements at the end.
+template <class Stored, class F>
+FASTDISTILL_DEVICE void for_pieces(const Tile& tile, F f) {
+  constexpr int kVector = kAccessBytes / static_cast<int>(sizeof(Stored));
+  const int rank = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
-  int piece = static_cast<int>(threadIdx.x);
-  for (; piece + threads < pieces; piece += 2 * threads) {
-    const Piece first = load(piece);
-    const Piece second = load(piece + threads);
-    store(piece, first);
-    store(piece + threads, second);
-  }
-  if (piece < pieces) store(piece, load(piece));
-}
-
-// A matrix of a tile, in pieces that are adjacent in both memories: quads if its rows are padded
-// (their length is a multiple of 8), else whole accesses and single elements at the end.
-template <class Stored, class FromOffset, class ToOffset>
-FASTDISTILL_DEVICE void move_tile(const Tile& tile, const Stored* from, FromOffset from_offset,
-                                  Stored* to, ToOffset to_offset) {
   if (tile.shape.stride != tile.shape.actions) {
-    move_pieces<4>(tile.elements / 4, from, from_offset, to, to_offset);
+    for (int e = rank * 4; e < tile.elements; e += threads * 4)
+      f(Width<4>{}, e, tile.shared_offset(e));
     return;
   }
-  constexpr int kVector = kAccessBytes / static_cast<int>(sizeof(Stored));
-  const auto same = [](int e) { return e; };
-  const int pieces = tile.elements / kVector;
-  const int end = pieces * kVector;
-  move_pieces<kVector>(pieces, from, same, to, same);
-  move_pieces<1>(tile.elements - end, from + end, same, to + end, same);
+  const int whole = tile.elements / kVector * kVector;
+  for (int e = rank * kVector; e < whole; e += threads * kVector) f(Width<kVector>{}, e, e);
+  for (int e = whole + rank; e < tile.elements; e += threads) f(Width<1>{}, e, e);
+}
+
+// All of a thread's copies are on their way before the first is waited for: through registers, two
+// at a time, 1,048,576 x 18 takes a quarter more time.
+template <class Stored>
+FASTDISTILL_DEVICE void fetch_tile(const Matrix& matrix, const Tile& tile, Stored* shared) {
+  const Stored* from =
+      static_cast<const Stored*>(matrix.data) + tile.global_offset(0, tile.shape.actions);
+  for_pieces<Stored>(tile, [&](auto width, int e, int place) {
+    constexpr int kBytes = width.value * static_cast<int>(sizeof(Stored));
+    Stored* to = shared + place;
+    if constexpr (kBytes >= 4) {
+      platform::copy_async<kBytes>(to, from + e);
+    } else {
+      *to = from[e];
+    }
+  });
 }
 
 // The same threads bring the same elements in all three, so they need not wait for each other.
@@ -120,15 +121,9 @@ template <class Access, class Stored = typename Access::Stored>
 FASTDISTILL_DEVICE void load_tile(const DistillArgs& args, const Tile& tile, Stored* student,
                                   Stored* teacher) {
   if constexpr (Access::kIsDense) {
-    const auto load = [&](const Matrix& matrix, Stored* shared) {
-      const Stored* from =
-          static_cast<const Stored*>(matrix.data) + tile.global_offset(0, tile.shape.actions);
-      move_tile(
-          tile, from, [](int e) { return e; }, shared,
-          [&](int e) { return tile.shared_offset(e); });
-    };
-    load(args.student, student);
-    load(args.teacher, teacher);
+    fetch_tile(args.student, tile, student);
+    fetch_tile(args.teacher, tile, teacher);
+    platform::wait_copies();
   } else {
     load_elements(args, tile, student, teacher);
   }
@@ -139,8 +134,10 @@ FASTDISTILL_DEVICE void store_tile(const DistillArgs& args, const Tile& tile,
                                    const Stored* shared) {
   if constexpr (Access::kIsDense) {
     Stored* to = static_cast<Stored*>(args.grad) + tile.global_offset(0, tile.shape.actions);
-    move_tile(
-        tile, shared, [&](int e) { return tile.shared_offset(e); }, to, [](int e) { return e; });
+    for_pieces<Stored>(tile, [&](auto width, int e, int place) {
+      using Piece = Group<Stored, width.value>;
+      *reinterpret_cast<Piece*>(to + e) = *reinterpret_cast<const Piece*>(shared + place);
+    });
   } else {
     const int threads = static_cast<int>(blockDim.x);
     for (int e = static_cast<int>(threadIdx.x); e < tile.elements; e += threads) {
@@ -215,7 +212,7 @@ class TileCells {
 };
 
 template <LossKind kind, class Access>
-__global__ void __launch_bounds__(kSmallThreads, Access::kIsDense ? 6 : 1)
+__global__ void __launch_bounds__(kSmallThreads)
     small_rows(DistillArgs args, Settings<typename Access::Real> settings, Workspace workspace,
                TileShape shape) {
   using Real = typename Access::Real;
