@@ -11,9 +11,13 @@ namespace {
 constexpr LossKind kKinds[] = {LossKind::kKl, LossKind::kReverseKl, LossKind::kJsd, LossKind::kNll,
                                LossKind::kMse};
 constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
-constexpr std::int64_t kSizes[] = {
-    1,  2,  3,  4,  5,  6,  7,   8,   9,   10,   11,   12,   13,   14,   15,   16,   17,   18,  19,
-    31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 2047, 2048, 2049, 4096, 4100, 8200};
+constexpr std::int64_t kSizes[] = {1,    2,    3,    4,    5,    6,    7,    8,    9,    10,
+                                   11,   12,   13,   14,   15,   16,   17,   18,   19,   31,
+                                   32,   33,   47,   63,   64,   65,   127,  128,  129,  1023,
+                                   1024, 1025, 1500, 2047, 2048, 2049, 4096, 4100, 5000, 8200};
+
+// More short rows than the machine has warps for, so that each gets a thread; fewer get a warp.
+constexpr std::int64_t kManyRows = 100;
 
 unsigned next_seed() {
   static unsigned seed = 0;
@@ -27,8 +31,13 @@ void test_sizes() {
       Problem p;
       p.kind = kind;
       p.actions = actions;
-      p.batch = actions <= 64 ? 70 : actions <= 2048 ? 5 : 2;
+      p.batch = actions <= 64 ? kManyRows : actions <= 2048 ? 5 : 2;
       check_problem(p, next_seed());
+      if (actions <= 64) {
+        p.batch = 33;
+        check_problem(p, next_seed());
+        p.batch = kManyRows;
+      }
       p.per_row = true;
       p.weighted = true;
       p.mask = MaskMode::kPerRow;
@@ -49,7 +58,7 @@ void test_dtypes() {
           p.student_dtype = student;
           p.teacher_dtype = teacher;
           p.actions = actions;
-          p.batch = actions <= 64 ? 40 : 2;
+          p.batch = actions <= 64 ? kManyRows : 2;
           p.temperature = 0.5;
           p.mask = actions % 4 == 2 ? MaskMode::kShared : MaskMode::kNone;
           check_problem(p, next_seed());
@@ -69,7 +78,7 @@ void test_layouts() {
             Problem p;
             p.kind = kind;
             p.actions = actions;
-            p.batch = actions <= 64 ? 37 : 2;
+            p.batch = actions <= 64 ? kManyRows : 2;
             p.student_dtype = offset == 2 ? DType::kBFloat16 : DType::kFloat32;
             p.offset = offset;
             p.extra_stride = extra_stride;
@@ -94,7 +103,7 @@ void test_temperatures() {
             Problem p;
             p.kind = kind;
             p.actions = actions;
-            p.batch = actions <= 64 ? 33 : 1;
+            p.batch = actions <= 64 ? kManyRows : 1;
             p.student_dtype = dtype;
             p.temperature = temperature;
             p.spread = spread;

@@ -72,7 +72,7 @@ int main() {
           Problem p;
           p.kind = kind;
           p.actions = actions;
-          p.batch = actions <= 64 ? 60 : 6;
+          p.batch = actions > 64 ? 6 : masked ? 60 : 120;  // a warp for each row or a thread
           p.temperature = temperature;
           p.mask = masked ? MaskMode::kPerRow : MaskMode::kNone;
           p.weighted = masked;
