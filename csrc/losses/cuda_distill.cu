@@ -114,7 +114,7 @@ void launch_blocks(const DistillArgs& args, const CudaLaunch& launch) {
 template <LossKind kind, class Access>
 void launch_rows(const DistillArgs& args, const CudaLaunch& launch) {
   if (args.actions <= kMaxSmallActions) return launch_tiles<kind, Access>(args, launch);
-  // float64 serves checks; its warps would take a quarter of all compilation.
+  // float64 serves checks: it has no kernel of its own for rows of middle length.
   if constexpr (sizeof(typename Access::Real) == 4) {
     if (args.actions <= kMaxWarpActions) return launch_warps<kind, Access>(args, launch);
   }
