@@ -63,7 +63,7 @@ test: test-cpp test-python  ## Run the C++ and the Python tests
 
 # A process for each processor, of one thread; tests of several threads start theirs by themselves.
 test-python: build $(VENV)/tools  ## Run the Python tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal --durations=15
 
 # The tests join the tree that pip built, so that nothing is compiled twice.
 test-cpp: build  ## Run the C++ tests, among them the CUDA kernels on a simulated GPU
