@@ -15,8 +15,8 @@ def recorded_evaluation(
 ) -> Evaluation | None:
     """What ``evaluate`` would find out, where the card of a network says it already.
 
-    The seed may be another one: the games are others then, and as many. So may torch's version,
-    whose rounding also only leads to other games.
+    The seed may be another one: the games are others then. So may torch's version, whose rounding
+    also only leads to other games; and they may be more than asked for, which says more.
 
     Args:
         card: Of the network; its ``scores`` are read.
@@ -25,8 +25,9 @@ def recorded_evaluation(
         epsilon: Of the evaluation; the preset's own by default.
 
     Returns:
-        The first of the scores that was of so many episodes with this preset, epsilon, settings and
-        versions of the environment's libraries; None if there is none, or it is damaged.
+        The first of the scores that was of at least so many episodes with this preset, epsilon,
+        settings and versions of the environment's libraries; None if there is none, or it is
+        damaged.
     """
     if epsilon is None:
         epsilon = PRESETS[spec.preset].evaluation_epsilon if spec.preset else 0.0
@@ -59,7 +60,7 @@ def _is_of(score: dict[str, Any], spec: EnvSpec, episodes: int, epsilon: float) 
     if not isinstance(returns, list) or not isinstance(lengths, list):
         return False
     return (
-        len(returns) == len(lengths) == episodes
+        len(returns) == len(lengths) >= episodes
         and all(type(one) in (int, float) and math.isfinite(one) for one in returns)
         and all(type(one) is int and one > 0 for one in lengths)
         and all(type(score.get(key)) is int for key in ("seed", "num_lanes", "truncated"))

@@ -14,7 +14,7 @@ from fastdistill.report.drawing import Drawing, LineStyle
 from fastdistill.report.games_figure import contender_styles
 from fastdistill.report.page import _MISSING, _figure, _interval, _small, _swatch
 from fastdistill.report.results import Results
-from fastdistill.report.words import duration, game_title, number, percent
+from fastdistill.report.words import duration, episodes_of_each, game_title, number, percent
 
 
 def render_games(
@@ -103,7 +103,7 @@ def _headline(games: Sequence[Results], contenders: Sequence[Contender]) -> str:
 
 
 def _lead(games: Sequence[Results]) -> str:
-    parts = [f"{games[0].episodes} full episodes of each player and game"]
+    parts = [episodes_of_each(games, "of each player and game")]
     if games[0].preset:
         parts.append(f"{games[0].preset} preset")
     if games[0].epsilon is not None:

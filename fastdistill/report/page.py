@@ -24,6 +24,7 @@ from fastdistill.report.words import (
     NOT_MEASURED,
     choice,
     duration,
+    episodes_of_each,
     game_title,
     headline,
     number,
@@ -79,7 +80,7 @@ def render_page(
 def _lead(results: Results) -> str:
     student, parts = headline_student(results), []
     if results.episodes is not None:
-        parts.append(f"{results.episodes} full episodes each")
+        parts.append(episodes_of_each([results], "each"))
     if results.preset:
         parts.append(f"{results.preset} preset")
     if results.epsilon is not None:

@@ -17,6 +17,16 @@ from fastdistill.report.results import GOOD_PERCENT, Curve, Player, Results, hea
 NOT_MEASURED = "not measured"
 
 
+def episodes_of_each(games: Sequence[Results], each: str) -> str:
+    """How many episodes were played; a teacher's record may have more of them."""
+    asked = games[0].episodes
+    teachers = sorted({len(game.teacher.episodes) for game in games if game.teacher_on_record})
+    if all(count == asked for count in teachers):
+        return f"{asked} full episodes {each}"
+    counts = " or ".join(map(str, teachers))
+    return f"{asked} full episodes {each}, {counts} of a teacher on record"
+
+
 @dataclass(frozen=True)
 class Unit:
     """Of training time or of agent steps: its name, how much one is, what an axis of it says."""

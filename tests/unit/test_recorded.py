@@ -50,6 +50,9 @@ def test_the_first_that_fits_is_taken_and_others_are_not(cartpole):
     assert noisy is not None
     assert noisy.epsilon == 0.5
     assert recorded_evaluation({"scores": [score]}, cartpole.spec, episodes=4) is None
+    more = recorded_evaluation({"scores": [score]}, cartpole.spec, episodes=2)
+    assert more is not None
+    assert len(more.returns) == 3
     assert recorded_evaluation({}, cartpole.spec, episodes=3) is None
 
 
