@@ -124,21 +124,7 @@ inline void check_close(Exact got, Exact want, Exact tolerance, const char* what
   fail(__FILE__, __LINE__, text.str());
 }
 
-// The oracle's row of what `in` holds, edits included; weight and scale are left out.
-inline Row expected_row(const Problem& p, Inputs& in, std::int64_t i) {
-  std::vector<Exact> s, t;
-  for (std::int64_t j = 0; j < p.actions; ++j) {
-    const std::int64_t mask_row = p.mask == MaskMode::kPerRow ? i : 0;
-    const bool allowed = p.mask == MaskMode::kNone ||
-                         in.mask.bytes[static_cast<std::size_t>(mask_row * p.actions + j)] != 0;
-    s.push_back(allowed ? decode(in.student.at(i, j), p.student_dtype) : -kInfinity);
-    t.push_back(allowed ? decode(in.teacher.at(i, j), p.teacher_dtype) : -kInfinity);
-  }
-  const Exact weight = p.weighted ? decode(in.weight.at(i, 0), arithmetic(p)) : 1;
-  return weight == 0 ? zero_row(s.size()) : oracle_row(p, s, t);
-}
-
-// Compares loss and gradient with the oracle.
+// Compares loss and gradient with the oracle; the inputs are what `in` holds, edits included.
 inline void check_outputs(const Problem& p, Inputs& in, Outputs& out) {
   const Exact unit = rounding(arithmetic(p)) * 2;
   const Exact storage = rounding(p.student_dtype) * 2;
@@ -148,8 +134,16 @@ inline void check_outputs(const Problem& p, Inputs& in, Outputs& out) {
   Exact total = 0;
   Exact total_error = 0;
   for (std::int64_t i = 0; i < p.batch; ++i) {
+    std::vector<Exact> s, t;
+    for (std::int64_t j = 0; j < p.actions; ++j) {
+      const std::int64_t mask_row = p.mask == MaskMode::kPerRow ? i : 0;
+      const bool allowed = p.mask == MaskMode::kNone ||
+                           in.mask.bytes[static_cast<std::size_t>(mask_row * p.actions + j)] != 0;
+      s.push_back(allowed ? decode(in.student.at(i, j), p.student_dtype) : -kInfinity);
+      t.push_back(allowed ? decode(in.teacher.at(i, j), p.teacher_dtype) : -kInfinity);
+    }
     const Exact weight = p.weighted ? decode(in.weight.at(i, 0), arithmetic(p)) : 1;
-    const Row row = expected_row(p, in, i);
+    Row row = weight == 0 ? zero_row(s.size()) : oracle_row(p, s, t);
     const Exact factor = std::fabs(weight) * p.scale;
     const Exact loss = weight * p.scale * row.loss;
     // Sums over the actions: their error grows slowly with the length.

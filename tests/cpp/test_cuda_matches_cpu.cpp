@@ -48,31 +48,24 @@ void compare(const Problem& p, unsigned seed) {
       const Exact grad = decode(cpu.grad.at(i, j), p.student_dtype);
       if (std::isfinite(grad)) size = std::fmax(size, std::fabs(grad));
     }
-    const Row row = expected_row(p, in, i);
-    const Exact weight = p.weighted ? decode(in.weight.at(i, 0), arithmetic(p)) : 1;
     for (std::int64_t j = 0; j < p.actions; ++j) {
-      // Where a gradient is a small difference of large numbers, one rounding of those is granted.
-      const Exact rounded = std::fabs(weight) * rounding(arithmetic(p)) * 2 *
-                            row.grad_error[static_cast<std::size_t>(j)];
       check_same(decode(cuda.grad.at(i, j), p.student_dtype),
-                 decode(cpu.grad.at(i, j), p.student_dtype), std::fmax(size, rounded * 1e5L),
-                 "grad", p, i, j);
+                 decode(cpu.grad.at(i, j), p.student_dtype), size, "grad", p, i, j);
     }
   }
 }
 
-}  // namespace
-
-int main() {
+void compare_all(std::initializer_list<std::int64_t> sizes,
+                 std::initializer_list<double> temperatures) {
   unsigned seed = 0;
   for (LossKind kind : kKinds) {
-    for (std::int64_t actions : {1, 2, 7, 18, 64, 65, 300, 2100}) {
+    for (std::int64_t actions : sizes) {
       for (bool masked : {false, true}) {
-        for (double temperature : {1.0, 0.01}) {
+        for (double temperature : temperatures) {
           Problem p;
           p.kind = kind;
           p.actions = actions;
-          p.batch = actions > 64 ? 6 : masked ? 60 : 120;  // a warp for each row or a thread
+          p.batch = actions <= 64 ? 60 : 6;
           p.temperature = temperature;
           p.mask = masked ? MaskMode::kPerRow : MaskMode::kNone;
           p.weighted = masked;
@@ -83,4 +76,16 @@ int main() {
       }
     }
   }
+}
+
+}  // namespace
+
+int main() {
+  // Fewer warps than short rows, so that each row has a thread.
+  simt::machine().multiprocessors = 1;
+  compare_all({1, 2, 7, 18, 64, 65, 300, 2100}, {1.0, 0.01});
+  // A warp for each. At 0.01 a gradient of reverse KL may be a small difference of numbers in the
+  // thousands, on which two correct kernels do not agree to 1e-5: test_cuda_kernels has the oracle.
+  simt::machine().multiprocessors = 3;
+  compare_all({1, 2, 7, 18, 64}, {1.0});
 }
