@@ -100,11 +100,13 @@ void launch_blocks(const DistillArgs& args, const CudaLaunch& launch) {
   while (threads > kFewestThreads && threads * kUsualVectors > vectors) threads /= 2;
   const std::int64_t step_bytes = threads * kVectorBytes<Access>;
   const std::int64_t room =
-      platform::shared_bytes_per_block(launch.device) - platform::kOtherSharedBytes;
+      platform::shared_bytes_per_block(launch.device) - platform::kStaticSharedBytes;
   const std::int64_t kept = smaller(divide_up(vectors, threads), room / step_bytes);
+  const std::int64_t block_bytes =
+      kept * step_bytes + platform::kStaticSharedBytes + platform::kReservedSharedBytes;
   const std::int64_t resident =
-      smaller(kResidentThreads / threads, platform::shared_bytes_per_multiprocessor(launch.device) /
-                                              (kept * step_bytes + platform::kOtherSharedBytes));
+      smaller(kResidentThreads / threads,
+              platform::shared_bytes_per_multiprocessor(launch.device) / block_bytes);
   const platform::Grid grid{block_count(args.batch, resident, launch.device), threads,
                             kept * step_bytes};
   platform::launch(block_rows<kind, Access>, grid, launch.stream, args, Settings<Real>(args),

@@ -6,12 +6,15 @@
 
 namespace fastdistill::platform {
 
-// What a block gets without asking. Static shared memory counts, too, and what CUDA takes for
-// itself; together they are less than kOtherSharedBytes.
+// What a block gets without asking. Static shared memory counts, too: where there is dynamic, it
+// is less than kStaticSharedBytes.
 inline constexpr std::int64_t kSharedBytesWithoutAsking = 48 * 1024;
-inline constexpr std::int64_t kOtherSharedBytes = 2 * 1024;
+inline constexpr std::int64_t kStaticSharedBytes = 2 * 1024;
 inline constexpr std::int64_t kDynamicBytesWithoutAsking =
-    kSharedBytesWithoutAsking - kOtherSharedBytes;
+    kSharedBytesWithoutAsking - kStaticSharedBytes;
+
+// What CUDA takes for itself of a multiprocessor's shared memory, for each block.
+inline constexpr std::int64_t kReservedSharedBytes = 1024;
 
 struct Grid {
   std::int64_t blocks;

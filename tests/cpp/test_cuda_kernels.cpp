@@ -109,6 +109,9 @@ void test_temperatures() {
             p.spread = spread;
             p.beta = 0.3;
             check_problem(p, next_seed());
+            if (actions > 64) continue;
+            p.batch = 33;
+            check_problem(p, 1);
           }
         }
       }

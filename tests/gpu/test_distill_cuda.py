@@ -18,7 +18,13 @@ from torch import Tensor
 import fastdistill as fd
 from fastdistill.losses.reference import distill_reference, td_reference, topk_reference
 
-pytestmark = pytest.mark.cuda
+pytestmark = [
+    pytest.mark.cuda,
+    # What torch says of its own tools.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+]
 
 KINDS = ("kl", "reverse_kl", "jsd", "nll", "mse")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
