@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fastdistill.networks import QNetwork, paper_architecture, save_network
 from fastdistill.report import write_report
 from fastdistill.report.beside import paper_percent, read_contenders
 from fastdistill.report.results import read_games
+from fastdistill.report.words import episodes_of_each
 
 
 def lab(tmp_path):
@@ -191,3 +193,13 @@ def test_a_joint_dqn_has_a_page_of_its_own(tmp_path):
     assert "One network plays Pong, Freeway and Qbert" in page
     assert "joint dqn multi" in page
     assert "A recording: not measured (the run has no student)" in page
+
+
+def test_a_record_of_more_episodes_is_said():
+    def game(recorded, count):
+        teacher = SimpleNamespace(episodes=[0.0] * count)
+        return SimpleNamespace(episodes=10, teacher=teacher, teacher_on_record=recorded)
+
+    assert episodes_of_each([game(True, 10), game(False, 30)], "each") == "10 full episodes each"
+    more = episodes_of_each([game(True, 30), game(True, 10)], "each")
+    assert more == "10 full episodes each, 10 or 30 of a teacher on record"
