@@ -69,7 +69,7 @@ test-python: build $(VENV)/tools  ## Run the Python tests
 test-cpp: build  ## Run the C++ tests, among them the CUDA kernels on a simulated GPU
 	$(BIN)/cmake -DFASTDISTILL_CPP_TESTS=ON $(NATIVE) > /dev/null
 	$(BIN)/cmake --build $(NATIVE)
-	$(BIN)/ctest --test-dir $(NATIVE) --output-on-failure --no-tests=error
+	$(BIN)/ctest --test-dir $(NATIVE) --output-on-failure --no-tests=error --parallel $$(nproc)
 
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.h' 'tests/cpp/*.cpp' 'tests/fuzz/*.cpp')
 TIDY_FILES = $(filter-out csrc/bindings/cuda%, $(shell git ls-files 'csrc/*.cpp'))

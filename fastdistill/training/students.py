@@ -14,6 +14,7 @@ from fastdistill import streams
 from fastdistill.envs import LaneEnv
 from fastdistill.evaluation import evaluate_env
 from fastdistill.evaluation.compare import Player, random_score
+from fastdistill.evaluation.recorded import recorded_evaluation
 from fastdistill.networks import QNetwork, num_parameters
 from fastdistill.training.counters import Means
 from fastdistill.training.labelled_rows import Lesson
@@ -212,7 +213,10 @@ class Students:
         return values
 
     def _find_levels(self, games: Callable[[], Sequence[LaneEnv]]) -> None:
-        """Of several games: what random play and the teacher reach, in the second round's games."""
+        """Of several games: what random play and the teacher reach, in the second round's games.
+
+        A teacher whose card has such an evaluation does not play.
+        """
         unknown = [place for place, task in enumerate(self._tasks) if task.levels is None]
         if len(self._tasks) == 1 or not unknown:
             return
@@ -221,9 +225,17 @@ class Students:
             task, env = self._tasks[place], games()[place]
             device = task.teacher.device
             random = random_score(task.teacher, env, episodes=episodes, seed=seed, device=device)
-            level = mean_return(
-                task.teacher, env, device, episodes=episodes, seed=seed, as_teacher=True
+            recorded = recorded_evaluation(
+                task.teacher.card, task.spec, episodes=episodes, epsilon=self._epsilon
             )
+            level = (
+                recorded.mean
+                if recorded
+                else mean_return(
+                    task.teacher, env, device, episodes=episodes, seed=seed,
+                    epsilon=self._epsilon, as_teacher=True,
+                )
+            )  # fmt: skip
             task.levels = (random, level)
             say(f"{task.name}: the teacher scores {level:.6g}, random play {random:.6g}")
 

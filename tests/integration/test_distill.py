@@ -71,8 +71,9 @@ def test_a_users_module_is_distilled_on_cartpole(tmp_path):
 
 
 def test_students_of_the_papers_sizes_can_have_layer_normalisation(tmp_path):
-    cartpole(tmp_path / "with", student="7,25", layer_norm=True)
-    cartpole(tmp_path / "without", student="7,25")
+    options = {"student": "7,25", "total_updates": 2, "score_episodes": 0, "evaluation_episodes": 0}
+    cartpole(tmp_path / "with", layer_norm=True, **options)
+    cartpole(tmp_path / "without", **options)
     for size in ("7", "25"):
         names = {}
         for run in ("with", "without"):
@@ -88,7 +89,14 @@ def test_students_of_the_papers_sizes_can_have_layer_normalisation(tmp_path):
 
 
 def test_many_students_learn_what_each_would_learn_alone(tmp_path):
-    options = {"driver": "teacher", "bfloat16": False}  # students that drive change the stream
+    options = {
+        "driver": "teacher",  # students that drive change the stream
+        "bfloat16": False,
+        "total_updates": 80,
+        "score_every_updates": 40,
+        "score_episodes": 1,
+        "evaluation_episodes": 2,
+    }
     together = cartpole(tmp_path / "all", student="7,25", loss="kl,mse", seeds=2, **options)
     assert list(together.students) == [
         f"{loss}_{size}_seed{seed}"

@@ -24,9 +24,9 @@ RECIPES = {
     "distill": (
         ["distill", "--teacher={teacher}"],
         {
-            "total-updates": 1_500, "learning-starts-steps": 200, "batch-size": 16,
-            "replay-capacity": 2_000, "checkpoint-every-updates": 100, "log-every-updates": 20,
-            "score-every-updates": 700, "driver": "mixture", "loss": "kl,mse",
+            "total-updates": 600, "learning-starts-steps": 200, "batch-size": 16,
+            "replay-capacity": 1_000, "checkpoint-every-updates": 40, "log-every-updates": 10,
+            "score-every-updates": 280, "driver": "mixture", "loss": "kl,mse",
         },
     ),
     "dqn": (

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from two_games import SMALL, Homing, two_games
 import fastdistill as fd
 from fastdistill import cli
 from fastdistill.cli import main
+from fastdistill.envs import make_env
+from fastdistill.evaluation import evaluate_env
 from fastdistill.recipes import distill as recipe
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.tasks import Given
@@ -26,7 +30,7 @@ from fastdistill.recipes.tasks import Given
 def test_one_student_learns_two_games(tmp_path):
     result = two_games(
         tmp_path / "run",
-        total_updates=600, temperature="auto", evaluation_episodes=4, learning_rate=3e-3,
+        total_updates=300, temperature="auto", evaluation_episodes=4, learning_rate=3e-3,
         batch_size=32, loss="kl,nll", student="multi", score_every_updates=300,
     )  # fmt: skip
     student = result.student
@@ -62,6 +66,25 @@ def test_one_student_learns_two_games(tmp_path):
     assert 'href="report-FdWalk-v0-2.html"' in page
     assert "FdWalk-v0" in (tmp_path / "run" / "report-FdWalk-v0-2.html").read_text()
     assert card["games"][0]["temperature"] != card["games"][1]["temperature"], "auto is per game"
+
+
+def test_a_score_on_record_is_a_teachers_level_without_a_game(tmp_path, capsys):
+    teacher = fd.load_teacher(Balancer(), "CartPole-v1")
+    with closing(make_env("CartPole-v1", 2, training=False)) as env:
+        score = evaluate_env(teacher, env, episodes=4, seed=4).to_json()
+    teacher.card["scores"] = [{**score, "returns": [123.0] * 4}]  # nobody would play that
+    two_games(
+        tmp_path / "run", {"CartPole-v1": teacher, "FdWalk-v0": Homing()},
+        total_updates=2, evaluation_episodes=0,
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    assert "CartPole-v1: the teacher scores 123, " in said
+    assert "FdWalk-v0: the teacher scores " in said
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    start = "students/kl_7_seed1"
+    random = float(re.search(r"scores 123, random play (\S+)", said)[1])
+    share = 100 * (record[f"{start}/score/CartPole-v1"] - random) / (123 - random)
+    assert record[f"{start}/share/CartPole-v1"] == pytest.approx(share, rel=1e-4)
 
 
 @pytest.mark.parametrize("driver", ["student", "mixture"])
@@ -102,9 +125,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from pathlib import Path\nimport two_games as own\n"
-        "own.two_games(Path(sys.argv[1]), total_updates=600, resume=len(sys.argv) > 2)\n"
+        "own.two_games(Path(sys.argv[1]), total_updates=300, resume=len(sys.argv) > 2)\n"
     )
-    two_games(tmp_path / "whole", total_updates=600)
+    two_games(tmp_path / "whole", total_updates=300)
     run_dir, log = tmp_path / "killed", tmp_path / "log"
     for kill in range(3):
         words = [sys.executable, str(script), str(run_dir)]
