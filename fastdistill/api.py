@@ -55,9 +55,11 @@ def distill(
             a key, or a function of what all lanes show, ``[lanes, ...]`` each.
         student_view: What students see; it is also what the replay keeps.
         run_dir: Where everything is written; by default a new directory under ``runs``.
-        resume: Continue the run in ``run_dir``; options that are given must be its own. Modules,
-            environments and functions are to be given again.
-        **options: Any other field of ``DistillConfig``.
+        resume: Continue the run in ``run_dir``, with its own options: others are refused, those at
+            their defaults count as left out. Modules, environments and functions are to be given
+            again.
+        **options: Any other field of ``DistillConfig``. A ``Teacher`` stays on the device that it
+            was loaded on, and its students learn there.
 
     Returns:
         The result; ``.student`` is the network, ``.evaluation`` the scores, ``.report`` the page.
@@ -71,6 +73,8 @@ def distill(
         >>> result = fd.distill("zoo:pong", student="7%")  # doctest: +SKIP
         >>> score = fd.evaluate(result.student, "pong").mean  # doctest: +SKIP
     """
+    if "game" in options:
+        raise TypeError(f"distill: game must be given as env, got game={options['game']!r}")
     _check_options("distill", DistillConfig, options)
     own = None if isinstance(student, str) else _own_student(student)
     if teacher is None and data is None:
@@ -79,6 +83,7 @@ def distill(
         run_dir = run_dir or unused(Path("runs") / f"distill-{Path(str(data)).name}")
     teachers = tuple(teacher.values()) if isinstance(teacher, Mapping) else _some(teacher)
     envs = tuple(teacher) if isinstance(teacher, Mapping) else (env,) if env is not None else ()
+    _check_device(teachers, options.get("device", "auto"))
     if isinstance(teacher, Mapping) and env is not None:
         raise ValueError(
             f"distill: env must be left out where each teacher has its game, got {env!r}"
@@ -164,6 +169,17 @@ def _check_options(function: str, config: type[Any], options: dict[str, Any]) ->
         raise TypeError(
             f"{function}: options must be fields of {config.__name__}, got {', '.join(unknown)}"
         )
+
+
+def _check_device(teachers: tuple[TeacherSource, ...], device: str) -> None:
+    for teacher in teachers:
+        if not isinstance(teacher, Teacher) or device == "auto":
+            continue
+        if pick_device(device).type != teacher.device.type:
+            raise ValueError(
+                f"distill: device must be that of the teacher, {teacher.device}, got {device!r}; "
+                f"load_teacher(..., device={device!r}) loads it there"
+            )
 
 
 def _some(teacher: TeacherSource | None) -> tuple[TeacherSource, ...]:

@@ -214,6 +214,9 @@ def distill_loss_and_grad(
             student_temperature, beta, reduction, True, "distill_loss_and_grad",
         )  # fmt: skip
         return loss, grad if out_grad is None else out_grad.copy_(grad)
+    if _is_grad_enabled():
+        refuse_grad("distill_loss_and_grad", "teacher_logits", teacher_logits)
+        refuse_grad("distill_loss_and_grad", "weight", weight)
     loss, grad = _native_distill(
         code, student_logits, teacher_logits, action_mask, weight, temperature,
         student_temperature, beta, reduction, True, out_grad, "distill_loss_and_grad",

@@ -39,7 +39,7 @@ class DqnTeaching:
         self.guide = self._guide(envs[0], device)
         specs = [env.spec for env in envs]
         architecture = paper_architecture(
-            config.size,
+            config.size_name,
             [spec.num_actions for spec in specs],
             obs_shape=specs[0].obs_shape,
             dueling=config.dueling,

@@ -107,7 +107,10 @@ class _Parts:
         self.config = config
         self.run = run
         architecture = paper_architecture(
-            config.size, env.spec.num_actions, obs_shape=env.spec.obs_shape, layer_norm=True
+            config.size_name,
+            env.spec.num_actions,
+            obs_shape=env.spec.obs_shape,
+            layer_norm=True,
         )
         network = QNetwork.seeded(architecture, config.seed).to(device)
         self.learner = PqnLearner(

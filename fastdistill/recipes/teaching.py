@@ -139,7 +139,7 @@ def _sides(
     if guide is None:
         return Player("teacher", network, network, {}), students
     teacher = guide.teacher
-    facts = {"kind": GUIDED, "size": config.size, "seed": config.seed}
+    facts = {"kind": GUIDED, "size": config.size_name, "seed": config.seed}
     return (
         Player("teacher", teacher, teacher.module, {}),
         [Player(GUIDED, network, network, facts)],

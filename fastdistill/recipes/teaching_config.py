@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from fastdistill.recipes.options import at_least, names, positive, share, within_limits
+from fastdistill.networks import SIZES, size_name
+from fastdistill.recipes.options import at_least, names, one_of, positive, share, within_limits
 from fastdistill.training.configuration import check_types
 from fastdistill.training.process import default_bfloat16
 
@@ -69,6 +70,7 @@ class TeachingConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        one_of(self, "size", (self.size_name,), SIZES)
         at_least(
             self, 1, "total_steps", "num_lanes", "batch_size", "checkpoint_every_steps",
             "log_every_steps",
@@ -77,6 +79,11 @@ class TeachingConfig:
         within_limits(self, len(self.games))
         share(self, "discount", "epsilon_end", "evaluation_epsilon")
         positive(self, "learning_rate", "max_gradient_norm")
+
+    @property
+    def size_name(self) -> str:
+        """``size`` as ``SIZES`` has it."""
+        return size_name(self.size)
 
     @property
     def games(self) -> tuple[str, ...]:

@@ -142,6 +142,10 @@ def test_a_student_that_cannot_be_is_refused_in_words(tmp_path):
             cartpole(tmp_path / "run", student=student)
     with pytest.raises(TypeError, match="options must be fields of DistillConfig, got updates"):
         cartpole(tmp_path / "run", updates=3)
+    with pytest.raises(TypeError, match="distill: game must be given as env, got game='pong'"):
+        fd.distill("zoo:pong", game="pong", run_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match="device must be that of the teacher, cpu, got 'meta'"):
+        fd.distill(fd.load_teacher(Balancer(), "CartPole-v1"), device="meta")
     assert not (tmp_path / "run").exists()
 
 

@@ -31,7 +31,7 @@ def tiny(recipe: str, run_dir: Path, **changes):
     common = {
         "run_dir": run_dir,
         "game": "pong",
-        "size": "4%",
+        "size": "4",
         "total_steps": 1920,
         "num_lanes": 4,
         "score_episodes": 0,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -133,8 +134,12 @@ def test_gradients_are_never_dropped_silently():
     for student in (S, S.clone().requires_grad_()):
         refused(ValueError, f"distill_kl: teacher_logits {text}", kl, student, wanting)
         refused(ValueError, f"distill_kl: weight {text}", kl, student, weight=wanting[:, 0])
+        both = partial(fd.distill_loss_and_grad, "kl", student)
+        refused(ValueError, f"distill_loss_and_grad: teacher_logits {text}", both, wanting)
+        refused(ValueError, f"distill_loss_and_grad: weight {text}", both, T, weight=wanting[:, 0])
     with torch.no_grad():
         kl(S, wanting, weight=wanting[:, 0])
+        fd.distill_loss_and_grad("kl", S, wanting, weight=wanting[:, 0])
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_lambda_returns_are_the_mixture_of_n_step_returns(seed, trace_decay):
         ({"num_lanes": 0}, "num_lanes must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"discount": 1.5}, r"discount must be in \[0, 1\], got 1.5"),
+        ({"size": "50%"}, "size must be one of 100%, 25%, 7%, 4%, multi, multi-wide, got '50%'"),
         ({"trace_decay": -0.1}, r"trace_decay must be in \[0, 1\], got -0.1"),
     ],
 )
