@@ -12,7 +12,7 @@ from fastdistill.envs import BROUGHT, EnvSource, EnvSpec, ViewSource, view_name
 from fastdistill.recipes import online
 from fastdistill.recipes.distill import DistillResult, train
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.recipes.tasks import DEFAULT_TEACHER, MODULE, Given, TeacherSource
+from fastdistill.recipes.tasks import DEFAULT_TEACHER, Given, TeacherSource, source_name
 from fastdistill.teachers import Teacher, load_teacher
 from fastdistill.training.learners.student import OWN, OwnStudent
 from fastdistill.training.process import pick_device
@@ -58,8 +58,8 @@ def distill(
         resume: Continue the run in ``run_dir``, with its own options: others are refused, those at
             their defaults count as left out. Modules, environments and functions are to be given
             again.
-        **options: Any other field of ``DistillConfig``. A ``Teacher`` stays on the device that it
-            was loaded on, and its students learn there.
+        **options: Any other field of ``DistillConfig``. A ``Teacher`` on another device than
+            ``device`` is copied there.
 
     Returns:
         The result; ``.student`` is the network, ``.evaluation`` the scores, ``.report`` the page.
@@ -83,7 +83,6 @@ def distill(
         run_dir = run_dir or unused(Path("runs") / f"distill-{Path(str(data)).name}")
     teachers = tuple(teacher.values()) if isinstance(teacher, Mapping) else _some(teacher)
     envs = tuple(teacher) if isinstance(teacher, Mapping) else (env,) if env is not None else ()
-    _check_device(teachers, options.get("device", "auto"))
     if isinstance(teacher, Mapping) and env is not None:
         raise ValueError(
             f"distill: env must be left out where each teacher has its game, got {env!r}"
@@ -103,7 +102,7 @@ def distill(
         options.setdefault("num_lanes", num_lanes)
     config = DistillConfig(
         run_dir=Path(run_dir),
-        teacher=",".join(map(_source_name, teachers)) or DEFAULT_TEACHER,
+        teacher=",".join(map(source_name, teachers)) or DEFAULT_TEACHER,
         game=names or None,
         data=None if data is None else str(data),
         student=student if isinstance(student, str) else OWN,
@@ -171,17 +170,6 @@ def _check_options(function: str, config: type[Any], options: dict[str, Any]) ->
         )
 
 
-def _check_device(teachers: tuple[TeacherSource, ...], device: str) -> None:
-    for teacher in teachers:
-        if not isinstance(teacher, Teacher) or device == "auto":
-            continue
-        if pick_device(device).type != teacher.device.type:
-            raise ValueError(
-                f"distill: device must be that of the teacher, {teacher.device}, got {device!r}; "
-                f"load_teacher(..., device={device!r}) loads it there"
-            )
-
-
 def _some(teacher: TeacherSource | None) -> tuple[TeacherSource, ...]:
     return () if teacher is None else (teacher,)
 
@@ -190,12 +178,6 @@ def _loaded(source: TeacherSource, device: str) -> Teacher:
     if isinstance(source, Teacher):
         return source
     return load_teacher(source, device=pick_device(device))
-
-
-def _source_name(source: TeacherSource) -> str:
-    if isinstance(source, Teacher):
-        return source.source or MODULE
-    return str(source) if isinstance(source, (str, Path)) else MODULE
 
 
 def _own_student(student: Any) -> OwnStudent:

@@ -161,6 +161,10 @@ def evaluate_env(
     as_teacher: bool = False,
 ) -> Evaluation:
     """``evaluate`` in lanes made with ``training=False``, by the teacher's view or the other."""
+    if episodes < 1:
+        raise ValueError(f"evaluate: episodes must be at least 1, got {episodes}")
+    if seed < 0:
+        raise ValueError(f"evaluate: seed must be at least 0, got {seed}")
     spec = env.spec
     if isinstance(policy, QNetwork) and policy.games:
         policy = policy.for_task(spec.name)
@@ -171,7 +175,7 @@ def evaluate_env(
         raise ValueError(f"evaluate: epsilon must be in [0, 1], got {epsilon}")
     quota = episodes // env.num_lanes + (np.arange(env.num_lanes) < episodes % env.num_lanes)
     actor = EpsilonGreedy(policy, epsilon, spec.num_actions, seed, device)
-    with _evaluation_mode(policy):
+    with evaluation_mode(policy):
         flat = _play(actor, env, quota, seed, max_steps, as_teacher)
     return Evaluation(
         env=spec.name,
@@ -216,7 +220,7 @@ def _play(
 
 
 @contextlib.contextmanager
-def _evaluation_mode(policy: Policy) -> Iterator[None]:
+def evaluation_mode(policy: Policy) -> Iterator[None]:
     """A module without dropout and the like, until the end; then each part as it was."""
     module = policy if isinstance(policy, nn.Module) else nn.Identity().eval()
     modes = [(part, part.training) for part in module.modules()]

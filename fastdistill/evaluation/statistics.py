@@ -68,13 +68,33 @@ def bootstrap_interval(
     reduce: Statistic = statistic or (lambda scores: np.asarray(scores.mean(axis=-1)))
     arrays = [np.asarray(group, np.float64) for group in groups]
     rng = np.random.default_rng(seed)
-    drawn = np.concatenate(
-        [group[rng.integers(len(group), size=(resamples, len(group)))] for group in arrays], axis=1
-    )
+    found = []
+    for block in _blocks(resamples, sum(map(len, arrays))):
+        drawn = [group[rng.integers(len(group), size=(block, len(group)))] for group in arrays]
+        found.append(reduce(np.concatenate(drawn, axis=1)))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(reduce(drawn), [tail, 1 - tail])
+    low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
     value = reduce(np.concatenate(arrays)[None])[0]
     return Interval(float(value), float(low), float(high))
+
+
+_DRAWN_AT_ONCE = 10_000_000  # scores: 160 MB with their places, however many there are
+
+
+def _blocks(resamples: int, scores: int) -> list[int]:
+    """Numbers of resamples that are drawn at once."""
+    block = max(1, _DRAWN_AT_ONCE // max(scores, 1))
+    return [min(block, resamples - start) for start in range(0, resamples, block)]
+
+
+def _drawn_means(
+    scores: NDArray[np.float64], resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    means = [
+        scores[rng.integers(len(scores), size=(block, len(scores)))].mean(axis=1)
+        for block in _blocks(resamples, len(scores))
+    ]
+    return np.concatenate([np.empty(0), *means])
 
 
 def resampled_means(
@@ -101,8 +121,7 @@ def resampled_means(
     means = np.empty(chosen.shape)
     for seed, scores in enumerate(returns):
         places = chosen == seed
-        drawn = rng.integers(len(scores), size=(int(places.sum()), len(scores)))
-        means[places] = np.asarray(scores, np.float64)[drawn].mean(axis=1)
+        means[places] = _drawn_means(np.asarray(scores, np.float64), int(places.sum()), rng)
     return np.asarray(means.mean(axis=1))
 
 
@@ -123,8 +142,7 @@ def seeds_percent(
     level = scores.mean() - random_score
     # The teacher's score is an estimate too.
     means = resampled_means(returns)
-    drawn = np.random.default_rng(1).integers(len(scores), size=(len(means), len(scores)))
-    levels = scores[drawn].mean(axis=1) - random_score
+    levels = _drawn_means(scores, len(means), np.random.default_rng(1)) - random_score
     if level == 0 or not levels.all():
         return None
     low, high = np.quantile(100 * (means - random_score) / levels, [0.025, 0.975])

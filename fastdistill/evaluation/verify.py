@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdistill.envs import PRESETS, EnvSource, Policy, ViewSource
 from fastdistill.evaluation.play import Evaluation, evaluate
 from fastdistill.evaluation.statistics import Interval, bootstrap_interval
+from fastdistill.networks import QNetwork
 from fastdistill.teachers import Teacher
 
 # Of the way from random play to the reported score; below it a teacher has not been understood.
@@ -106,6 +107,8 @@ def verify_teacher(
 
     if view is None and isinstance(teacher, Teacher):
         view = teacher.view
+    if isinstance(teacher, QNetwork) and teacher.games and isinstance(env, str):
+        teacher = teacher.for_task(env)
     counted = _Counted(teacher)
     played = play(counted, preset, epsilon)
     shares = counted.shares()
@@ -130,14 +133,15 @@ def verify_teacher(
     )
 
 
-class _Counted:
+class _Counted(nn.Module):
     """A policy that remembers how often each action was its best, and refuses NaN."""
 
     def __init__(self, policy: Policy) -> None:
+        super().__init__()
         self._policy = policy
         self._counts: NDArray[np.int64] = np.zeros(0, np.int64)
 
-    def __call__(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Tensor) -> Tensor:
         values = self._policy(obs)
         if not bool(torch.isfinite(values).all()):
             raise ValueError(

@@ -85,12 +85,12 @@ class DistillParts:
         if not run.restore(self._take, load_replay):
             self.source.reset()
         elif self._begins_anew and self.fraction < 1.0:
-            step, seconds = run.at.step, dict(run.at.total_seconds)
-            self.source.reset(step)
+            before = run.at.state()
+            self.source.reset(before["step"])
             share = self._students_share()
-            while run.at.step - step < self.config.learning_starts_steps:
+            while run.at.step - before["step"] < self.config.learning_starts_steps:
                 self.source.step(self.config.epsilon, share)
-            run.at.step, run.at.total_seconds = step, seconds  # that play is none of the run's
+            run.at.restore(before)  # that play is none of the run's
 
     def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         # Lanes and replay of several ranks are in no checkpoint: they begin anew.
@@ -140,6 +140,7 @@ class DistillParts:
 
     def score(self) -> None:
         """Judge every student, and record it; the other ranks wait for the first."""
+        self.students.scored_updates = self.students.updates
         if not self.run.ranks.is_first:
             return
         seconds = self.run.at.training_seconds
@@ -172,8 +173,9 @@ class DistillParts:
                 self.students.save_unscored()
             self.checkpoint()
             return {}
-        if self.students.have_news:  # not when a finished run is resumed
+        if self.students.have_news:
             self.log()
+        if self.students.scored_updates < self.students.updates:  # not of a finished run, resumed
             self.score()
         self.checkpoint()
         if not self.run.ranks.is_first:

@@ -8,7 +8,6 @@ from typing import Any
 
 from fastdistill.envs import LaneEnv, make_env
 from fastdistill.evaluation.compare import Player, compare, together, write_evaluation
-from fastdistill.evaluation.recorded import recorded_evaluation
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.tasks import share_of_cores
 from fastdistill.training.configuration import command_line
@@ -98,7 +97,5 @@ def evaluate(
 def _teacher(config: DistillConfig, task: Task) -> Player:
     recorded = None
     if not config.evaluate_teacher:
-        recorded = recorded_evaluation(
-            task.teacher.card, task.spec, episodes=config.evaluation_episodes
-        )
+        recorded = task.recorded_level(config.evaluation_episodes)
     return Player("teacher", task.teacher, task.teacher.module, {}, recorded)

@@ -214,7 +214,7 @@ class _Parts(DqnTeaching):
         won = super().judge(stopped=False)
         if won and self.options.follow == "best":
             self.followed.publish(self.learner.network)
-        if won or self.options.follow == "latest":
+        if self.followed.task.teacher.version and (won or self.options.follow == "latest"):
             self.followed.fit()
         return won
 

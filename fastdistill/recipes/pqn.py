@@ -170,7 +170,8 @@ class _Parts:
             at.updates += 1
         at.lap("learn")
         # Waits for the device, once per phase.
-        self.run.refuse_divergence(phase.take()["td_loss"], self.play.rollout.tensors)
+        if phase.count:
+            self.run.refuse_divergence(phase.take()["td_loss"], self.play.rollout.tensors)
         self.run.show(lambda: f"epsilon {epsilon:.3f}")
 
     def log(self) -> None:

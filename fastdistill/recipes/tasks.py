@@ -23,6 +23,7 @@ from fastdistill.envs import (
     ViewSource,
     make_env,
 )
+from fastdistill.recipes.options import names
 from fastdistill.teachers import DEFAULT_TEMPERATURES, Teacher, load_teacher, recorded_game
 from fastdistill.training.ranks import local_world
 from fastdistill.training.run import say
@@ -126,17 +127,7 @@ def open_tasks(
             f"DistillConfig: learning_starts_steps must be at least 4 * num_lanes{_each(number)} = "
             f"{least}, got {config.learning_starts_steps}"
         )
-    if BROUGHT in config.games and not given.envs:
-        raise ValueError(
-            "distill: env must be given again as the environment that it was, got 'an "
-            "environment'; call fastdistill.distill(..., env) from Python"
-        )
-    if MODULE in config.teachers and not given.teachers:
-        raise ValueError(
-            "distill: teacher must be one that a file holds, got a module of the process that "
-            "began this run; continue it in Python, with the same module: "
-            "fastdistill.distill(module, ..., run_dir=..., resume=True)"
-        )
+    _check_given(config, given)
     teacher_view = _view("teacher_view", config.teacher_view, given.teacher_view)
     student_view = _view("student_view", config.student_view, given.student_view)
     asked: Sequence[EnvSource | None] = given.envs or config.games or [None] * number
@@ -171,6 +162,34 @@ def open_tasks(
     return tasks, envs
 
 
+def _check_given(config: TasksConfig, given: Given) -> None:
+    """Refuse a run to be continued without what it was begun with, or with something else."""
+    if BROUGHT in config.games and not given.envs:
+        raise ValueError(
+            "distill: env must be given again as the environment that it was, got 'an "
+            "environment'; call fastdistill.distill(..., env) from Python"
+        )
+    if MODULE in config.teachers and not given.teachers:
+        raise ValueError(
+            "distill: teacher must be one that a file holds, got a module of the process that "
+            "began this run; continue it in Python, with the same module: "
+            "fastdistill.distill(module, ..., run_dir=..., resume=True)"
+        )
+    said = names(",".join(map(source_name, given.teachers)))
+    if said and said != config.teachers:  # of a run that is continued
+        raise ValueError(
+            f"distill: teacher must be the run's own, {', '.join(config.teachers)}, got "
+            f"{', '.join(said)}"
+        )
+
+
+def source_name(source: TeacherSource) -> str:
+    """What a run's records call a teacher."""
+    if isinstance(source, Teacher):
+        return source.source or MODULE
+    return str(source) if isinstance(source, (str, Path)) else MODULE
+
+
 def share_of_cores() -> int:
     """Emulator threads of this process: the ranks of one machine share its cores."""
     return max(1, (os.cpu_count() or 1) // local_world())
@@ -185,6 +204,7 @@ def teacher_of(
     """What a game's teacher was given as, loaded; seen through ``view`` if there is one."""
     if not isinstance(source, Teacher):
         return load_teacher(source, game, device=device, view=view)
+    source = source.to(device)
     return source if view is None else replace(source, view=view)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import re
 from contextlib import ExitStack, closing
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,13 @@ class Teacher:
         return values.float()
 
     __call__ = values
+
+    def to(self, device: torch.device) -> Teacher:
+        """Itself where it runs there already, else a copy that does."""
+        if self.device == device:
+            return self
+        module = _frozen(deepcopy(self.module), device)
+        return replace(self, module=module, device=device)
 
     def describe(self) -> dict[str, Any]:
         """For cards and records: where it is from, and what it is."""

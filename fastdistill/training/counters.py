@@ -120,6 +120,7 @@ class Counters:
         now = time.perf_counter()
         self.step = state["step"]
         self.updates = state["updates"]
+        self.recent.clear()
         self.recent.extend(state["recent_returns"])
         self.episodes = state["episodes"]
         self._fresh = [(value, length) for value, length in state["fresh_episodes"]]

@@ -103,6 +103,8 @@ class RolloutPlay:
         returns = rollout.returns.flatten()
         rows = np.flatnonzero(~rollout.boundary.ravel())
         batch_size = min(batch_size, len(rows))
+        if not batch_size:  # the last rows of games, all of them
+            return
         for _ in range(epochs):
             order = torch.from_numpy(self._collector.rng.permutation(rows)).to(obs.device)
             for chosen in torch.split(order, batch_size):

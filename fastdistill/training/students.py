@@ -14,7 +14,7 @@ from fastdistill import streams
 from fastdistill.envs import LaneEnv
 from fastdistill.evaluation import evaluate_env
 from fastdistill.evaluation.compare import Player, random_score
-from fastdistill.evaluation.recorded import recorded_evaluation
+from fastdistill.evaluation.play import evaluation_mode
 from fastdistill.networks import QNetwork, num_parameters
 from fastdistill.training.counters import Means
 from fastdistill.training.labelled_rows import Lesson
@@ -35,6 +35,7 @@ class Students:
     Attributes:
         all: Every student, in the order of the records.
         updates: That each has made.
+        scored_updates: Those that had been made when they were scored last.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Students:
         epsilon: Share of random actions in scored games; by default that of an evaluation.
         """  # noqa: D205
         self.all = list(students)
-        self.updates = 0
+        self.updates = self.scored_updates = 0
         self._tasks = list(tasks)
         self._run = run
         self._weighting = weighting
@@ -151,6 +152,9 @@ class Students:
         Args:
             games: Makes each task's environment, made with ``training=False``, to play in.
         """
+        for student in self.learning:  # the last update can break what its own loss does not show
+            if not all(bool(one.isfinite().all()) for one in student.network.parameters()):
+                self._end_if_diverged(student, float("nan"), {})
         if self._score_episodes == 0:
             for student in self.learning:
                 self.save(student)
@@ -169,11 +173,9 @@ class Students:
                 rounds.append(self._play(student, games(), episodes, seed))
                 return rounds[-1]["score" if len(self._tasks) == 1 else "share"]
 
-            training = student.network.training
-            student.network.eval()
             best = self._best[student.name]
-            won = best.wins(play, episodes=self._score_episodes, seed=self._seed)
-            student.network.train(training)
+            with evaluation_mode(student.network):
+                won = best.wins(play, episodes=self._score_episodes, seed=self._seed)
             start = f"students/{student.name}"
             values |= {f"{start}/{measure}": value for measure, value in rounds[0].items()}
             if won:
@@ -215,19 +217,20 @@ class Students:
     def _find_levels(self, games: Callable[[], Sequence[LaneEnv]]) -> None:
         """Of several games: what random play and the teacher reach, in the second round's games.
 
-        A teacher whose card has such an evaluation does not play.
+        A teacher whose card has such an evaluation does not play. Where a teacher is another than
+        before, so is the measure, and nobody has been the best by it yet.
         """
         unknown = [place for place, task in enumerate(self._tasks) if task.levels is None]
         if len(self._tasks) == 1 or not unknown:
             return
         episodes, seed = 2 * self._score_episodes, 2 * streams.SCORING + self._seed
+        for best in self._best.values():
+            best.score = None
         for place in unknown:
             task, env = self._tasks[place], games()[place]
             device = task.teacher.device
             random = random_score(task.teacher, env, episodes=episodes, seed=seed, device=device)
-            recorded = recorded_evaluation(
-                task.teacher.card, task.spec, episodes=episodes, epsilon=self._epsilon
-            )
+            recorded = task.recorded_level(episodes, self._epsilon)
             level = (
                 recorded.mean
                 if recorded
@@ -294,7 +297,7 @@ class Students:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything to continue from: tensors, and plain JSON types."""
         tensors: dict[str, Tensor] = {}
-        card: dict[str, Any] = {"updates": self.updates}
+        card: dict[str, Any] = {"updates": self.updates, "scored_updates": self.scored_updates}
         for student in self.all:
             tensors |= under(student.name, student.state())
             card[student.name] = {
@@ -308,8 +311,8 @@ class Students:
         """The reverse of ``state``."""
         example = {"best": [], "means": {}, "diverged_updates": (None, 0)}
         states = {student.name: example for student in self.all}
-        check_state(card, {"updates": 0, **states}, "students")
-        self.updates = card["updates"]
+        check_state(card, {"updates": 0, "scored_updates": 0, **states}, "students")
+        self.updates, self.scored_updates = card["updates"], card["scored_updates"]
         for student in self.all:
             student.load(select(tensors, student.name))
             own = card[student.name]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastdistill.envs import EnvSource, EnvSpec, ViewSource
+from fastdistill.evaluation.play import Evaluation
+from fastdistill.evaluation.recorded import recorded_evaluation
 from fastdistill.teachers import Teacher
 
 
@@ -37,6 +39,16 @@ class Task:
     def name(self) -> str:
         """Unique among the tasks of a run."""
         return self.spec.name
+
+    def recorded_level(self, episodes: int, epsilon: float | None = None) -> Evaluation | None:
+        """The teacher's evaluation that its card has on record, see ``recorded_evaluation``.
+
+        None where it sees the game through another view than it was recorded with.
+        """
+        teacher = self.teacher
+        if teacher.view != teacher.card.get("view"):
+            return None
+        return recorded_evaluation(teacher.card, self.spec, episodes=episodes, epsilon=epsilon)
 
     def share_of_teacher(self, score: float) -> float:
         """Percent of the teacher's score above random play.

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cartpole import Balancer, assert_equal, weights
+from cartpole import Balancer, assert_equal, balancer, weights
 from torch import nn
 
 import fastdistill as fd
@@ -22,6 +22,7 @@ from fastdistill.envs import make_env
 from fastdistill.networks import Architecture, QNetwork, save_network
 from fastdistill.networks.checkpoint import CheckpointError
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.distill_parts import DistillParts
 from fastdistill.training.configuration import command_line
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_play import LabelledPlay
@@ -144,9 +145,49 @@ def test_a_student_that_cannot_be_is_refused_in_words(tmp_path):
         cartpole(tmp_path / "run", updates=3)
     with pytest.raises(TypeError, match="distill: game must be given as env, got game='pong'"):
         fd.distill("zoo:pong", game="pong", run_dir=tmp_path / "run")
-    with pytest.raises(ValueError, match="device must be that of the teacher, cpu, got 'meta'"):
-        fd.distill(fd.load_teacher(Balancer(), "CartPole-v1"), device="meta")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_its_own_teacher_alone(tmp_path):
+    run_dir = tmp_path / "run"
+    first = balancer(tmp_path / "first")
+    options = {"total_updates": 2, "evaluation_episodes": 0, "score_episodes": 0}
+    fd.distill(first, run_dir=run_dir, **{**SMALL, **options})
+    # What is the default of the command line counts as left out there.
+    with pytest.raises(
+        ValueError, match=r"^distill: teacher must be the run's own, .*first, got zo"
+    ):
+        fd.distill("zoo:pong", run_dir=run_dir, resume=True)
+    for other in (balancer(tmp_path / "second"), Balancer()):
+        with pytest.raises(
+            ValueError, match="a resumed run must keep its own options, got teacher"
+        ):
+            fd.distill(other, run_dir=run_dir, resume=True)
+    assert fd.distill(first, run_dir=run_dir, resume=True).updates == 2
+
+
+def test_whoever_learned_since_the_last_scores_is_scored(tmp_path, monkeypatch):
+    """Also where the time is over just after a record, which leaves no news to be recorded."""
+    over = []
+    log, fraction = DistillParts.log, DistillParts.fraction.fget
+    monkeypatch.setattr(
+        DistillParts, "log", lambda self: over.append(self.run.at.updates) or log(self)
+    )
+    monkeypatch.setattr(
+        DistillParts, "fraction", property(lambda self: 1.0 if over else fraction(self))
+    )
+    result = cartpole(
+        tmp_path / "run", log_every_updates=10, score_every_updates=1_000, evaluation_episodes=2
+    )
+    assert over == [10]
+    assert result.updates == 10
+    card = fd.load_network(tmp_path / "run" / "student")[1]
+    assert card["trained_updates"] == 10
+    assert card["scoring"]["episodes"] == 4
+    again = fd.distill(Balancer(), "CartPole-v1", run_dir=tmp_path / "run", resume=True)
+    assert (
+        again.evaluation["students"][0]["returns"] == (result.evaluation["students"][0]["returns"])
+    )
 
 
 def test_two_distillations_in_threads_do_not_disturb_each_other(tmp_path):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import gymnasium
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 from fastdistill.envs import make_atari_screen, make_env
 from fastdistill.envs.lanes import LaneEnv
 from fastdistill.evaluation import evaluate, evaluate_env, gif, record_comparison_gif
+from fastdistill.networks import QNetwork, paper_architecture
 
 
 class Corridor(gymnasium.Env):
@@ -124,6 +127,13 @@ def test_bad_arguments_are_refused():
         evaluate(constant(0, 6), "pong", episodes=1, epsilon=5)
     with pytest.raises(ValueError, match=r"policy must return \[1, 6\] values, got \[1, 4\]"):
         evaluate(constant(0, 4), "pong", episodes=1)
+    with closing(make_env("CartPole-v1", 1, training=False)) as env:
+        for options, text in (
+            ({"episodes": -5}, "episodes must be at least 1, got -5"),  # would never end
+            ({"episodes": 1, "seed": -1}, "seed must be at least 0, got -1"),
+        ):
+            with pytest.raises(ValueError, match=f"^evaluate: {text}$"):
+                evaluate_env(constant(0, 2), env, max_steps=10, **options)
 
 
 def gif_frames(path) -> tuple[np.ndarray, list[int]]:
@@ -178,6 +188,16 @@ def test_the_gif_sets_players_of_one_start_side_by_side(tmp_path):
     assert scores["idle"] < 0
     assert (strips[0] != strips[-1]).any()
     assert (frames[0, :40, :200] != frames[0, :40, 328:528]).any()  # another label
+
+
+def test_the_gif_of_a_network_of_several_games_plays_that_game(tmp_path):
+    network = QNetwork(paper_architecture("4%", [6, 6]))
+    network.games = ("qbert", "pong")
+    played = []
+    for place, head in enumerate(network.heads):
+        head.register_forward_hook(lambda *_, place=place: played.append(place))
+    record_comparison_gif({"both": network}, "pong", tmp_path / "a.gif", max_seconds=0.2)
+    assert set(played) == {1}
 
 
 def test_the_gif_drops_pictures_rather_than_grow_too_large(tmp_path):

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
+from fastdistill.envs import make_env
+from fastdistill.networks import Architecture, QNetwork
 from fastdistill.recipes.pqn import PqnConfig
-from fastdistill.training.rollouts import lambda_returns
+from fastdistill.training.counters import Counters
+from fastdistill.training.rollouts import RolloutPlay, lambda_returns
 
 
 def plain_return(rows, last_value, lane, start, discount, trace_decay):
@@ -61,6 +66,24 @@ def test_lambda_returns_are_the_mixture_of_n_step_returns(seed, trace_decay):
                 continue
             expected = plain_return(rows, last_value, lane, time, 0.9, trace_decay)
             assert returns[time, lane] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_rollout_of_last_rows_alone_has_nothing_to_learn():
+    """With one lane and one step it can be the end of a game, where nobody acts."""
+    with closing(make_env("CartPole-v1", 1)) as env:
+        network = QNetwork(Architecture((4,), (2,), hidden=(8,)))
+        play = RolloutPlay(
+            env, network, Counters(), rollout_steps=1, discount=0.9, trace_decay=0.5,
+            clip_rewards=False, seed=1, bfloat16=False,
+        )  # fmt: skip
+        play.reset(spread_steps=0)
+        ends = 0
+        for _ in range(200):
+            play.play(epsilon=1.0)
+            rows = [len(batch.action) for batch in play.minibatches(8, epochs=2)]
+            assert rows == ([] if play.rollout.boundary[0, 0] else [1, 1])
+            ends += rows == []
+    assert 0 < ends < 100
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ import math
 import numpy as np
 import pytest
 
+from fastdistill.evaluation import statistics
 from fastdistill.evaluation.statistics import (
     HUMAN_SCORES,
     bootstrap_interval,
     human_normalized_score,
     interquartile_mean,
+    seeds_percent,
+    seeds_score,
     summarize,
 )
 
@@ -73,6 +76,19 @@ def test_strata_are_resampled_within_themselves():
 def test_same_seed_same_interval():
     scores = [1.0, 5.0, 2.0, 9.0]
     assert bootstrap_interval([scores], seed=3) == bootstrap_interval([scores], seed=3)
+
+
+def test_drawing_in_blocks_changes_no_interval(monkeypatch):
+    seeds = [[1.0, 5.0, 2.0], [9.0, 4.0, 4.0], [3.0, 8.0, 0.0]]
+    whole = bootstrap_interval(seeds[:1]), seeds_score(seeds), seeds_percent(seeds, [5.0, 9.0], 1.0)
+    monkeypatch.setattr(statistics, "_DRAWN_AT_ONCE", 1000)
+    blocks = (
+        bootstrap_interval(seeds[:1]),
+        seeds_score(seeds),
+        seeds_percent(seeds, [5.0, 9.0], 1.0),
+    )
+    assert whole == blocks
+    assert statistics._blocks(10_000, 3) == [333] * 30 + [10]
 
 
 def test_human_normalised_scores():

@@ -80,6 +80,15 @@ def test_a_module_is_copied_and_the_callers_own_goes_on_learning(pong):
     assert torch.equal(teacher(obs), before)
 
 
+def test_a_teacher_is_copied_to_where_it_is_to_run(pong):
+    teacher = load_teacher(Plain(6), pong, kind="logits")
+    assert teacher.to(torch.device("cpu")) is teacher
+    moved = teacher.to(torch.device("meta"))
+    assert {parameter.device.type for parameter in moved.module.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in teacher.module.parameters()} == {"cpu"}
+    assert (moved.device.type, moved.kind, moved.module.training) == ("meta", "logits", False)
+
+
 def test_a_module_that_cannot_be_copied_is_refused_in_words(pong):
     module = Plain(6)
     module.lock = threading.Lock()

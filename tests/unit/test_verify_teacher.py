@@ -42,6 +42,20 @@ def test_a_score_as_reported_agrees():
     assert sum(result.action_shares) == pytest.approx(1)
 
 
+def test_a_module_plays_as_it_does_in_an_evaluation():
+    modes = set()
+
+    class Watched(torch.nn.Module):
+        def forward(self, obs):
+            modes.add(self.training)
+            return balance(obs)
+
+    policy = Watched()
+    cartpole(policy)
+    assert modes == {False}
+    assert policy.training
+
+
 def test_without_a_report_random_play_is_the_measure():
     assert cartpole(balance).agrees is None
     assert "Better than random play; give the reported score" in cartpole(balance).verdict

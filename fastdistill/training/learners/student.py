@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdistill import streams
 from fastdistill.envs import EnvSpec
 from fastdistill.losses import distill_loss_and_grad
 from fastdistill.networks import QNetwork, paper_architecture
@@ -175,7 +176,7 @@ def make_students(
         specs: What they will see and do, game by game.
         losses: Of ``LOSSES``.
         sizes: Of ``fastdistill.networks.SIZES``, or ``OWN``.
-        seeds: Of their first weights.
+        seeds: Of their first weights, which no teacher of that seed began with.
         optimizer: Of ``optimizing.OPTIMIZERS``.
         learning_rate: At first.
         bfloat16: Whether they compute under bfloat16 autocast.
@@ -217,7 +218,7 @@ def _network(
     architecture = paper_architecture(
         size, actions, obs_shape=specs[0].obs_shape, layer_norm=layer_norm
     )
-    network = QNetwork.seeded(architecture, seed)
+    network = QNetwork.seeded(architecture, streams.native_seed(seed, streams.STUDENTS))
     if len(specs) > 1:
         network.games = tuple(spec.name for spec in specs)
     return network
