@@ -47,10 +47,11 @@ class Steadiness:
 def steadiness(label: str, scores: Sequence[float], errors: Sequence[float]) -> Steadiness:
     """From scores in the order of the checkpoints, and their standard errors.
 
-    Half the mean squared difference of neighbours is the variance of a checkpoint's score, whatever
-    the trend (von Neumann 1941); less the mean squared standard error, which is what repeated
-    evaluations of one checkpoint would differ by, it is that of the networks themselves. The
-    interval resamples the differences.
+    Half the mean squared difference of neighbours is the variance of a checkpoint's score (von
+    Neumann 1941), of which a trend of b points per checkpoint adds only b^2 / 2, and slow swings
+    little; less the mean squared standard error, which is what repeated evaluations of one
+    checkpoint would differ by, it is that of the networks themselves. The interval resamples the
+    differences.
 
     Args:
         label: Of the network.
