@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from fastdistill.envs import PRESETS
+from fastdistill.envs import BROUGHT, PRESETS
 from fastdistill.networks import SIZES, size_name
 from fastdistill.recipes.options import (
     MOST_STUDENTS,
@@ -169,14 +169,9 @@ class DistillConfig:
         one_of(self, "optimizer", (self.optimizer,), OPTIMIZERS)
         one_of(self, "preset", (self.preset,), PRESETS)
         one_of(self, "engine", (self.engine,), ("local", "ray"))
-        if self.engine == "ray" and self.data:
-            raise ValueError(f"DistillConfig: data must be none with engine ray, got {self.data!r}")
-        if self.num_lanes % max(self.actors, 1) and self.engine == "ray":
-            raise ValueError(
-                f"DistillConfig: num_lanes must be a multiple of {self.actors} actors, got "
-                f"{self.num_lanes}"
-            )
+        self._check_actors()
         self._check_following()
+        self._check_data()
         one_of(self, "damaged", (self.damaged,), ("refuse", "skip"))
         one_of(self, "student", self.sizes, SIZES if self.student != OWN else (OWN,))
         if self.student == OWN and self.layer_norm:
@@ -197,14 +192,37 @@ class DistillConfig:
         shares(self, "task_weights")
         temperature_option(self)
 
+    def _check_actors(self) -> None:
+        """Actors make their environments by name, and all see all of what these show."""
+        if self.engine != "ray":
+            return
+        self._must_be_none("engine ray", "data", "teacher_view", "student_view")
+        if BROUGHT in self.games:
+            raise ValueError(
+                f"DistillConfig: env must be a name with engine ray, got {self.game!r}"
+            )
+        if self.num_lanes % max(self.actors, 1):
+            raise ValueError(
+                f"DistillConfig: num_lanes must be a multiple of {self.actors} actors, got "
+                f"{self.num_lanes}"
+            )
+
+    def _check_data(self) -> None:
+        """What was played before holds what was seen then, and nothing else could be."""
+        if self.data is not None:
+            self._must_be_none("data", "teacher_view", "student_view")
+
+    def _must_be_none(self, beside: str, *options: str) -> None:
+        for name in options:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"DistillConfig: {name} must be none with {beside}, got {getattr(self, name)!r}"
+                )
+
     def _check_following(self) -> None:
         """Labels that others made, or of what the replay does not hold, cannot be made anew."""
         if not self.follow:
             return
-        for name in ("data", "teacher_view", "student_view"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"DistillConfig: {name} must be none with follow, got {getattr(self, name)!r}"
-                )
+        self._must_be_none("follow", "data", "teacher_view", "student_view")
         if self.engine == "ray":
             raise ValueError("DistillConfig: engine must be local with follow, got 'ray'")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from fastdistill.envs import view_name
 from fastdistill.recipes.data_tasks import open_data
 from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.tasks import Given, open_tasks
@@ -47,6 +48,12 @@ def open_source(
                 f"distill: engine must be local with several ranks, got {config.engine!r}"
             )
         tasks, _ = open_tasks(config, given, ranks.device, 1, opened)
+        for task in tasks:  # a teacher may have a view of its own, which no option says
+            if (view := task.teacher.view) is not None:
+                raise ValueError(
+                    "distill: teacher must have no view with engine ray, got one with "
+                    f"{view_name(view)!r}"
+                )
 
         def ask(students: Sequence[Student], counters: Counters) -> LabelledActors:
             source = LabelledActors(

@@ -234,17 +234,18 @@ class LabelledActors(LabelledRows):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What there is to continue from: other games than so far, and the replay."""
         lives = [[actor.life for actor in actors] for actors in self._actors]
-        return {}, {**self.tasks_state(), "lives": lives}
+        return {}, {**self.tasks_state(), "lives": lives, "restarts": self._restarts}
 
     def restore(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         """The reverse of ``state``."""
         self.restore_tasks(card, {})
-        check_state(card, {"lives": [[0]]}, "source")
+        check_state(card, {"lives": [[0]], "restarts": 0}, "source")
         if [len(lives) for lives in card["lives"]] != [len(actors) for actors in self._actors]:
             raise ValueError(
                 f"source.lives must be of {len(self._actors)} times {len(self._actors[0])} actors, "
                 f"got {card['lives']}"
             )
+        self._restarts = card["restarts"]
         for actors, lives in zip(self._actors, card["lives"], strict=True):
             for actor, life in zip(actors, lives, strict=True):
                 actor.life = life + 1

@@ -107,12 +107,14 @@ class LaneWriter:
 class _Reader:
     """One shard, read step by step, again and again, into lanes of a replay."""
 
-    def __init__(self, collection: Collection, place: int, writer: LaneWriter) -> None:
+    def __init__(
+        self, collection: Collection, place: int, begin: tuple[int, int], writer: LaneWriter
+    ) -> None:
         self._collection = collection
         self._place = place
         self._writer = writer
-        self._at = 0  # chunk
-        self._step = 0
+        # Rows before it would be written to no lane, yet count as if learning had them.
+        self._at, self._step = begin  # chunk, step
         self._chunk: Chunk | None = None
 
     def step(self) -> None:
@@ -137,7 +139,9 @@ class _Reader:
         """The reverse of ``state``."""
         chunks = self._collection.num_chunks(self._place)
         chunk = self._collection.chunk(self._place, min(state["chunk"], chunks - 1))
-        if state["chunk"] >= chunks or chunk is None or state["step"] >= len(chunk):
+        # A damaged one is found to be that, and left out, when its first step is wanted.
+        steps = 1 if chunk is None else len(chunk)
+        if state["chunk"] >= chunks or state["step"] >= steps:
             raise ValueError(
                 f"source.readers must be at a step of {self._collection.directory}, got step "
                 f"{state['step']} of chunk {state['chunk']}"
@@ -183,17 +187,17 @@ class LabelledShards(LabelledRows):
         Raises:
             ShardError: Something is damaged and to be refused, or there is no shard to read.
         """  # noqa: D205
+        shards = []  # of each collection, those that this rank reads, and where each begins
         for collection in collections:
             _judge(collection, damaged)
-        places = [_readable(collection)[ranks.rank :: ranks.world] for collection in collections]
-        for collection in collections:
-            shards = len(_readable(collection))
-            if not shards or shards % ranks.world:
+            found = _readable(collection)
+            if not found or len(found) % ranks.world:
                 raise ShardError(
                     f"distill: shards in {collection.directory} must be as many for each of "
-                    f"{ranks.world} ranks, got {shards}"
+                    f"{ranks.world} ranks, got {len(found)}"
                 )
-        lanes = [len(own) * c.num_lanes for own, c in zip(places, collections, strict=True)]
+            shards.append(found[ranks.rank :: ranks.world])
+        lanes = [len(own) * c.num_lanes for own, c in zip(shards, collections, strict=True)]
         super().__init__(
             tasks,
             lanes,
@@ -205,12 +209,12 @@ class LabelledShards(LabelledRows):
         )
         self._readers = []
         start = 0
-        for collection, own in zip(collections, places, strict=True):
-            for place in own:
+        for collection, own in zip(collections, shards, strict=True):
+            for place, begin in own:
                 group = np.arange(start, start + collection.num_lanes)
                 start += collection.num_lanes
                 writer = LaneWriter(self.replay, group, collection.spec, self._width)
-                self._readers.append(_Reader(collection, place, writer))
+                self._readers.append(_Reader(collection, place, begin, writer))
 
     def reset(self, again: int = 0) -> None:
         """Begin, with the first row."""
@@ -239,16 +243,26 @@ class LabelledShards(LabelledRows):
             reader.restore(state)
 
 
-def _readable(collection: Collection) -> list[int]:
-    """The places of the shards of which something can be read."""
-    return [
-        place
-        for place in range(len(collection.shards))
-        if any(
-            (place, chunk) not in collection.damaged
-            for chunk in range(collection.num_chunks(place))
-        )
-    ]
+def _readable(collection: Collection) -> list[tuple[int, tuple[int, int]]]:
+    """The places of the shards that can be learned from, and where; names the others."""
+    found = []
+    for place, shard in enumerate(collection.shards):
+        begin = _beginning(collection, place)
+        if begin is None:
+            say(f"left out: {shard.directory}, in which no beginning of an episode can be read")
+        else:
+            found.append((place, begin))
+    return found
+
+
+def _beginning(collection: Collection, place: int) -> tuple[int, int] | None:
+    """Chunk and step of the first episode whose beginning can be read; None if there is none."""
+    for number in range(collection.num_chunks(place)):
+        chunk = collection.chunk(place, number)
+        begins = None if chunk is None else chunk.tensors["begins"].any(dim=1)
+        if begins is not None and begins.any():
+            return number, int(begins.nonzero()[0])
+    return None
 
 
 def _judge(collection: Collection, damaged: str) -> None:

@@ -7,8 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -16,8 +20,14 @@ import torch
 import fastdistill as fd
 from fastdistill.envs import make_env
 from fastdistill.recipes.distill_config import DistillConfig
-from fastdistill.training.labelled_actors import AHEAD
+from fastdistill.recipes.sources import open_source
+from fastdistill.recipes.tasks import MODULE, Given
+from fastdistill.training import labelled_actors
+from fastdistill.training.counters import Counters
+from fastdistill.training.labelled_actors import AHEAD, LabelledActors
+from fastdistill.training.ranks import Ranks
 from fastdistill.training.ray_actors import Actor, Block, Order, Plan, Reborn, checksum
+from fastdistill.training.task import Task
 
 PROGRAM = Path(__file__).parents[1] / "ray_program.py"
 sys.path.insert(0, str(PROGRAM.parent))
@@ -104,8 +114,86 @@ def test_a_new_process_does_not_go_on_with_the_games_of_another():
         actor.collect(following._replace(life=1), None)
 
 
+class RayHere:
+    """What is used of Ray, in this process; the first answer is that the actor has died."""
+
+    exceptions = SimpleNamespace(RayActorError=ChildProcessError)
+    has_died = False
+
+    def put(self, value):
+        return value
+
+    def remote(self, **_):
+        return lambda kind: SimpleNamespace(
+            options=lambda **_: SimpleNamespace(remote=partial(self._begin, kind))
+        )
+
+    def _begin(self, kind, *arguments):
+        actor = kind(*arguments)
+        return SimpleNamespace(collect=SimpleNamespace(remote=partial(partial, actor.collect)))
+
+    def wait(self, answers, **_):
+        return answers, []
+
+    def get(self, answer):
+        if not self.has_died:
+            self.has_died = True
+            raise ChildProcessError("killed")
+        return answer()
+
+
+def test_actors_that_died_stay_counted_in_a_resumed_run(monkeypatch):
+    monkeypatch.setattr(labelled_actors, "connect", RayHere)
+    env = make_env("CartPole-v1", 2)
+    env.close()
+    task = Task(env.spec, fd.load_teacher(ranks_program.Balancer()), 1.0)
+
+    def actors() -> LabelledActors:
+        return LabelledActors(
+            [task], [], Counters(), actors=2, num_lanes=2, replay_capacity=1_000, seed=1,
+            bfloat16=False,
+        )  # fmt: skip
+
+    first, resumed = actors(), actors()
+    first.step(0.1, None)
+    assert first.metrics()["actors/restarts"] == 1
+    card = json.loads(json.dumps(first.state()[1]))
+    resumed.restore({}, card)
+    assert resumed.metrics()["actors/restarts"] == 1
+    resumed.step(0.1, None)
+    assert resumed.metrics()["actors/restarts"] == 2
+    del card["restarts"]
+    with pytest.raises(ValueError, match=r"source\.restarts must be there, got none"):
+        actors().restore({}, card)
+
+
+def test_what_actors_cannot_be_given_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(labelled_actors, "connect", lambda: pytest.fail("it began"))
+    for name in ("teacher_view", "student_view"):
+        text = f"DistillConfig: {name} must be none with engine ray, got 'a function'"
+        with pytest.raises(ValueError, match=text):
+            fd.distill(
+                ranks_program.Balancer(), "CartPole-v1", engine="ray", run_dir=tmp_path / "run",
+                **{name: lambda record: record},
+            )  # fmt: skip
+    text = "DistillConfig: env must be a name with engine ray, got 'an environment'"
+    with pytest.raises(ValueError, match=text):
+        fd.distill(
+            ranks_program.Balancer(), lambda: gymnasium.make("CartPole-v1"), engine="ray",
+            run_dir=tmp_path / "run",
+        )  # fmt: skip
+    sees = fd.load_teacher(ranks_program.Balancer(), "CartPole-v1", view=lambda record: -record)
+    config = DistillConfig(teacher=MODULE, game="CartPole-v1", engine="ray")
+    text = "distill: teacher must have no view with engine ray, got one with 'a function'"
+    with ExitStack() as opened, pytest.raises(ValueError, match=text):
+        open_source(config, Given(teachers=(sees,)), Ranks(), opened)
+    assert not (tmp_path / "run").exists()
+
+
 def test_options_that_do_not_go_together():
     with pytest.raises(ValueError, match="num_lanes must be a multiple of 3 actors, got 16"):
         DistillConfig(engine="ray", actors=3)
     with pytest.raises(ValueError, match="data must be none with engine ray, got 'x'"):
         DistillConfig(engine="ray", data="x")
+    with pytest.raises(ValueError, match="student_view must be none with engine ray, got 'x'"):
+        DistillConfig(engine="ray", student_view="x")

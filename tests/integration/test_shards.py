@@ -22,6 +22,8 @@ import fastdistill as fd
 from fastdistill.networks import QNetwork, paper_architecture, save_network
 from fastdistill.networks.checkpoint import read_checkpoint, write_checkpoint
 from fastdistill.recipes.collect import collect
+from fastdistill.recipes.distill import train
+from fastdistill.recipes.distill_config import DistillConfig
 from fastdistill.recipes.relabel import relabel
 from fastdistill.replay import PrioritizedReplay
 from fastdistill.teachers import load_teacher
@@ -144,23 +146,35 @@ def test_learning_from_shards_is_learning_live(tmp_path):
     assert all(torch.equal(live[name], read[name]) for name in live)
 
 
-def test_a_run_on_shards_is_resumed_bitwise(tmp_path, played):
-    class After:
-        """Asks for a stop after so many looks."""
+class After:
+    """Asks for a stop after so many steps."""
 
-        looks = 0
+    def __init__(self, steps: int) -> None:
+        self._left = steps
 
-        @property
-        def requested(self) -> bool:
-            self.looks += 1
-            return self.looks > 170
+    @property
+    def requested(self) -> bool:
+        self._left -= 1
+        return self._left < 0
 
-    from fastdistill.recipes.distill import train
-    from fastdistill.recipes.distill_config import DistillConfig
 
-    whole = distilled(tmp_path / "whole", teacher=None, data=str(played))
-    config = DistillConfig(run_dir=tmp_path / "two", data=str(played), **SMALL)
-    assert train(config, stop=After()).stopped
+@pytest.mark.parametrize(
+    ("damaged", "steps", "place"),
+    [((), 170, (1, 70)), ((2,), 200, (2, 0)), ((0, 3), 198, (3, 0))],
+    ids=["whole", "before a damaged chunk", "before two, from chunk 1, step 2"],
+)
+def test_a_run_on_shards_is_resumed_bitwise(tmp_path, played, damaged, steps, place):
+    data = tmp_path / "data"
+    shutil.copytree(played, data)
+    for chunk in damaged:
+        damage(data / "shard_00000-of-00001" / f"rows_{chunk:06d}.json")
+    options = {**SMALL, "data": str(data), "damaged": "skip"}
+    whole = distilled(tmp_path / "whole", **options)
+    config = DistillConfig(run_dir=tmp_path / "two", **options)
+    assert train(config, stop=After(steps)).stopped
+    newest = max((tmp_path / "two" / "checkpoints").glob("*.json"))
+    (reader,) = json.loads(newest.read_text())["source"]["readers"]
+    assert (reader["chunk"], reader["step"]) == place
     result = train(config, resume=True)
     resumed = read_checkpoint(next(iter(result.students.values())))[0]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -180,6 +194,35 @@ def test_a_damaged_chunk_is_named_and_refused_or_left_out(tmp_path, played, teac
     # The collector mends it, to the bit.
     collect(teacher, data, **PLAY)
     assert digests(data) == digests(played)
+
+
+def test_learning_waits_for_the_first_episode_that_is_known_from_its_start(
+    tmp_path, teacher, capsys
+):
+    # An episode of CartPole has eight steps at least: none begins in the first four that are left.
+    data, options = tmp_path / "data", {"data": str(tmp_path / "data"), "damaged": "skip"}
+    collect(teacher, data, **{**PLAY, "chunk_steps": 4})
+    damage(data / "shard_00000-of-00001" / "rows_000000.json")
+    weights = distilled(tmp_path / "run", learning_starts_steps=8, **options)
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    # And in these eight steps of each lane none does at all.
+    shutil.rmtree(data)
+    collect(teacher, data, **{**PLAY, "chunk_steps": 4, "steps": 32})
+    shard = data / "shard_00000-of-00001"
+    damage(shard / "rows_000000.json")
+    with pytest.raises(ShardError, match=r"must be as many for each of 1 ranks, got 0"):
+        distilled(tmp_path / "none", **options)
+    text = f"left out: {shard}, in which no beginning of an episode can be read"
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["teacher_view", "student_view"])
+def test_what_was_seen_stays_as_it_is(tmp_path, played, name):
+    with pytest.raises(ValueError, match=f"DistillConfig: {name} must be none with data, got 'x'"):
+        DistillConfig(data="somewhere", **{name: "x"})
+    text = f"DistillConfig: {name} must be none with data, got 'a function'"
+    with pytest.raises(ValueError, match=text):
+        fd.distill(data=played, run_dir=tmp_path / "run", **{name: lambda record: record})
 
 
 def test_labels_of_another_teacher(tmp_path):
