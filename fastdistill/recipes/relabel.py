@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastdistill._files import shown
 from fastdistill.networks.checkpoint import CheckpointError, read_checkpoint
+from fastdistill.recipes.collect import refuse_view
 from fastdistill.teachers import Teacher, load_teacher
 from fastdistill.training.process import pick_device
 from fastdistill.training.run import say
@@ -48,6 +49,7 @@ def relabel(
         )
     if isinstance(teacher, str):
         teacher = load_teacher(teacher, played.spec, device=pick_device(device))
+    refuse_view("relabel", teacher)
     teacher.check(played.spec)
     for place, shard in enumerate(played.shards):
         with claimed(shard.directory):

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +294,18 @@ def test_stacks_of_what_is_left_are_of_one_moment():
     assert seen == {one: wanted[one] for one in seen}
     assert len(seen) >= len(wanted) - 2  # the newest row of a lane waits for the next
     assert torch.equal(batch.obs[:, -1, 0, 0].float(), batch.columns["teacher_logits"][:, 0])
+
+
+def test_a_teacher_with_a_view_is_refused(tmp_path, played):
+    teacher = replace(fd.load_teacher(Balancer(), "CartPole-v1"), view="pole")
+    with pytest.raises(
+        ValueError, match="^collect: teacher must have no view, got one with 'pole'"
+    ):
+        collect(teacher, tmp_path, game="CartPole-v1", steps=8, num_lanes=2)
+    with pytest.raises(
+        ValueError, match="^relabel: teacher must have no view, got one with 'pole'"
+    ):
+        relabel(played, teacher, "seen")
 
 
 def test_what_a_collection_says_is_not_believed(tmp_path, played):
