@@ -298,13 +298,9 @@ def test_stacks_of_what_is_left_are_of_one_moment():
 
 def test_a_teacher_with_a_view_is_refused(tmp_path, played):
     teacher = replace(fd.load_teacher(Balancer(), "CartPole-v1"), view="pole")
-    with pytest.raises(
-        ValueError, match="^collect: teacher must have no view, got one with 'pole'"
-    ):
+    with pytest.raises(ValueError, match="collect: teacher must have no view, got one with 'pole'"):
         collect(teacher, tmp_path, game="CartPole-v1", steps=8, num_lanes=2)
-    with pytest.raises(
-        ValueError, match="^relabel: teacher must have no view, got one with 'pole'"
-    ):
+    with pytest.raises(ValueError, match="relabel: teacher must have no view, got one with 'pole'"):
         relabel(played, teacher, "seen")
 
 
