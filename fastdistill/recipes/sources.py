@@ -48,12 +48,7 @@ def open_source(
                 f"distill: engine must be local with several ranks, got {config.engine!r}"
             )
         tasks, _ = open_tasks(config, given, ranks.device, 1, opened)
-        for task in tasks:  # a teacher may have a view of its own, which no option says
-            if (view := task.teacher.view) is not None:
-                raise ValueError(
-                    "distill: teacher must have no view with engine ray, got one with "
-                    f"{view_name(view)!r}"
-                )
+        _refuse_views(tasks)
 
         def ask(students: Sequence[Student], counters: Counters) -> LabelledActors:
             source = LabelledActors(
@@ -88,3 +83,13 @@ def open_source(
         )
 
     return tasks, play
+
+
+def _refuse_views(tasks: Sequence[Task]) -> None:
+    """A teacher may have a view of its own, which no option says."""
+    for task in tasks:
+        if (view := task.teacher.view) is not None:
+            raise ValueError(
+                "distill: teacher must have no view with engine ray, got one with "
+                f"{view_name(view)!r}"
+            )

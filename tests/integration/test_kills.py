@@ -24,9 +24,9 @@ RECIPES = {
     "distill": (
         ["distill", "--teacher={teacher}"],
         {
-            "total-updates": 600, "learning-starts-steps": 200, "batch-size": 16,
+            "total-updates": 1_500, "learning-starts-steps": 200, "batch-size": 16,
             "replay-capacity": 1_000, "checkpoint-every-updates": 40, "log-every-updates": 10,
-            "score-every-updates": 280, "driver": "mixture", "loss": "kl,mse",
+            "score-every-updates": 700, "driver": "mixture", "loss": "kl,mse",
         },
     ),
     "dqn": (
@@ -64,9 +64,9 @@ RECIPES = {
 }  # fmt: skip
 
 
-def command(recipe: str, run_dir: Path, teacher: Path) -> list[str]:
+def command(recipe: str, run_dir: Path, teacher: Path, changes: dict[str, int]) -> list[str]:
     words, options = RECIPES[recipe]
-    flags = [f"--{key}={value}" for key, value in {**COMMON, **options}.items()]
+    flags = [f"--{key}={value}" for key, value in {**COMMON, **options, **changes}.items()]
     words = [word.format(teacher=teacher) for word in words]
     return [
         sys.executable, "-m", "fastdistill", *words, *flags, "--no-tensorboard", "--no-bfloat16",
@@ -95,18 +95,18 @@ def leftovers(run_dir: Path) -> list[str]:
     )
 
 
-def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None:
+def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int, **changes: int) -> None:
     teacher = Path(f"{balancer(folder / 'teacher')}.json")
     begun = time.monotonic()
     log = folder / "log"
-    whole = start(command(recipe, folder / "whole", teacher), log)
+    whole = start(command(recipe, folder / "whole", teacher, changes), log)
     assert whole.wait() == 0, log.read_text()
     seconds = time.monotonic() - begun
     expected = tensors_of(folder / "whole")
     assert expected
     moments = random.Random(seed)
     run_dir = folder / "killed"
-    words = command(recipe, run_dir, teacher)
+    words = command(recipe, run_dir, teacher, changes)
     done = ended = 0
     while done < kills:
         resume = ["--resume"] if (run_dir / "config.json").exists() else []
@@ -131,7 +131,7 @@ def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None
             seconds = min(seconds, time.monotonic() - begun)
         ended += 1
         run_dir = folder / f"killed{ended}"
-        words = command(recipe, run_dir, teacher)
+        words = command(recipe, run_dir, teacher, changes)
     resume = ["--resume"] if (run_dir / "config.json").exists() else []
     assert start([*words, *resume], log).wait() == 0, log.read_text()
     got = tensors_of(run_dir)
@@ -143,7 +143,8 @@ def killed_and_resumed(recipe: str, folder: Path, kills: int, seed: int) -> None
 
 
 def test_a_distillation_killed_twice_and_resumed_equals_one_never_killed(tmp_path):
-    killed_and_resumed("distill", tmp_path, kills=2, seed=0)
+    shorter = {"total-updates": 300, "score-every-updates": 140, "evaluation-episodes": 0}
+    killed_and_resumed("distill", tmp_path, kills=2, seed=0, **shorter)
 
 
 @pytest.mark.stress

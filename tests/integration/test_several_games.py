@@ -177,12 +177,16 @@ def test_what_cannot_be_is_refused_in_words(tmp_path):
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             two_games(run_dir, teachers, **options)
-    given = Given((cartpole, cartpole))
-    config = DistillConfig(run_dir=run_dir, game="CartPole-v1,CartPole-v1", **SMALL)
-    with pytest.raises(ValueError, match="distill: game must not repeat, got CartPole-v1, Cart"):
-        recipe.train(config, given=given)
-    with pytest.raises(ValueError, match="distill: game must name one for each of 1 teachers, got"):
-        recipe.train(config, given=Given(given.teachers[:1]))
+    for number, message in (
+        (2, "distill: game must not repeat, got CartPole-v1, CartPole-v1"),
+        (1, "distill: game must name one for each of 1 teachers, got"),
+    ):
+        config = DistillConfig(
+            run_dir=run_dir, game="CartPole-v1,CartPole-v1",
+            teacher=",".join(["a module"] * number), **SMALL,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            recipe.train(config, given=Given((cartpole,) * number))
     assert not run_dir.exists()
 
 
