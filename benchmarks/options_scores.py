@@ -25,9 +25,11 @@ from fastdistill.report.results import Results, read_results
 
 RECORDS = Path(__file__).parent / "results" / "options"
 GAMES = ("breakout", "freeway", "pong", "qbert")
+SKIPPED = None  # of the base
 # Of the command line -> value, or one for each game.
-Options = dict[str, "str | float | tuple[float, ...]"]
-BASE: Options = {"temperature": "auto", "total-updates": 10_000}
+Options = dict[str, "str | float | tuple[float, ...] | None"]
+# In float32 on every machine, or runs of several could not stand in one table.
+BASE: Options = {"temperature": "auto", "total-updates": 10_000, "no-bfloat16": ""}
 # What is changed -> what the table calls it, and the options.
 VARIANTS: dict[str, tuple[str, Options]] = {
     "auto": ("the base: temperature `auto`, 10,000 updates", {}),
@@ -51,6 +53,10 @@ VARIANTS: dict[str, tuple[str, Options]] = {
         "layer normalisation, learning rate 0.004",
         {"layer-norm": "", "learning-rate": 0.004},
     ),
+    "bfloat16": (
+        "bfloat16 (minutes on a CPU without it say nothing)",
+        {"no-bfloat16": SKIPPED, "bfloat16": ""},
+    ),
     "steps_4": ("4 steps of play for each update instead of 8", {"steps-per-update": 4}),
     "first_20000": (
         "20,000 steps of the teacher's play first instead of 4,000",
@@ -69,9 +75,12 @@ def commands() -> dict[str, list[str]]:
     found = {}
     for place, game in enumerate(GAMES):
         for name, (_, change) in VARIANTS.items():
-            words = f"distill --teacher zoo:{game} --seeds 2 --score-episodes 0 --no-tensorboard"
+            # Scored once, at the end: there agreement is measured, and nobody else could be kept.
+            words = f"distill --teacher zoo:{game} --seeds 2 --no-tensorboard"
+            words += " --score-every-updates 1000000 --score-episodes 5"
             for option, value in (BASE | change).items():
-                words += f" --{option} {value[place] if isinstance(value, tuple) else value}"
+                if value is not SKIPPED:
+                    words += f" --{option} {value[place] if isinstance(value, tuple) else value}"
             found[f"{game}_{name}"] = words.split()
     return found
 
