@@ -140,8 +140,8 @@ class DistillParts:
 
     def score(self) -> None:
         """Judge every student, and record it; the other ranks wait for the first."""
-        self.students.scored_updates = self.students.updates
         if not self.run.ranks.is_first:
+            self.students.begin_scoring()
             return
         seconds = self.run.at.training_seconds
         with self.source.set_aside():

@@ -146,15 +146,24 @@ class Students:
                 self._end_if_diverged(student, means["loss"], {})
         return values
 
+    def begin_scoring(self) -> None:
+        """What every rank does of a scoring, in which only the first one plays.
+
+        Students whose weights are not finite end: an update can break what its own loss does not
+        show.
+        """
+        self.scored_updates = self.updates
+        for student in self.learning:
+            if not all(bool(one.isfinite().all()) for one in student.network.parameters()):
+                self._end_if_diverged(student, float("nan"), {})
+
     def score(self, games: Callable[[], Sequence[LaneEnv]]) -> dict[str, float]:
         """Play with every student, save those that are better than ever before.
 
         Args:
             games: Makes each task's environment, made with ``training=False``, to play in.
         """
-        for student in self.learning:  # the last update can break what its own loss does not show
-            if not all(bool(one.isfinite().all()) for one in student.network.parameters()):
-                self._end_if_diverged(student, float("nan"), {})
+        self.begin_scoring()
         if self._score_episodes == 0:
             for student in self.learning:
                 self.save(student)
