@@ -86,7 +86,7 @@ def dqn(game: str, steps: int, every_steps: int = 15_000) -> str:
     )
 
 
-class WeakEnough:
+class GoalReached:
     """Ends a guide's training: its best network so far reaches the goal."""
 
     def __init__(self, teacher: Path, goal: float) -> None:
@@ -103,13 +103,13 @@ class WeakEnough:
 
 
 def train_guide(name: str, run: Path) -> None:
-    """Train a guide until it is weak enough, and keep its network; an interrupted one goes on."""
+    """Train a guide to its goal and keep its network; an interrupted one goes on."""
     record = RECORDS / name / "teacher"
     if record.with_suffix(".json").exists():
         return
     words = commands()[name][2:]
     config = tyro.cli(DqnConfig, args=[*words, "--run-dir", str(run)])
-    stop = WeakEnough(run / "teacher.json", GAMES[config.game].goal)
+    stop = GoalReached(run / "teacher.json", GAMES[config.game].goal)
     dqn_recipe.train(config, resume=(run / "config.json").exists(), stop=stop)
     copy_checkpoint(run / "teacher", record)
 

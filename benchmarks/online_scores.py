@@ -26,8 +26,8 @@ from fastdistill.report.results import Results, read_results
 from fastdistill.report.steadiness import Steadiness, read_steadiness
 
 RECORDS = Path(__file__).parent / "results" / "online"
-# Agent steps, and what a game's scores need: Pong is learned within its first third, Q*bert's games
-# differ most and are short.
+# Steadiness is measured from a third on, where Pong's one leap should be over; Q*bert's games
+# differ most, and are short.
 GAMES = {
     "pong": "--total-steps 600000 --score-episodes 5 --evaluation-episodes 30",
     "qbert": "--total-steps 400000 --score-episodes 30 --evaluation-episodes 100",

@@ -25,11 +25,10 @@ from fastdistill.report.results import Results, read_results
 
 RECORDS = Path(__file__).parent / "results" / "options"
 GAMES = ("breakout", "freeway", "pong", "qbert")
-SKIPPED = None  # of the base
 # Of the command line -> value, or one for each game.
-Options = dict[str, "str | float | tuple[float, ...] | None"]
+Options = dict[str, "str | float | tuple[float, ...]"]
 # In float32 on every machine, or runs of several could not stand in one table.
-BASE: Options = {"temperature": "auto", "total-updates": 10_000, "no-bfloat16": ""}
+BASE: Options = {"temperature": "auto", "total-updates": 10_000, "bfloat16": False}
 # What is changed -> what the table calls it, and the options.
 VARIANTS: dict[str, tuple[str, Options]] = {
     "auto": ("the base: temperature `auto`, 10,000 updates", {}),
@@ -48,14 +47,14 @@ VARIANTS: dict[str, tuple[str, Options]] = {
     "batch_128": ("batches of 128", {"batch-size": 128}),
     "rate_0.001": ("learning rate 0.001 instead of 0.002", {"learning-rate": 0.001}),
     "rate_0.004": ("learning rate 0.004", {"learning-rate": 0.004}),
-    "layer_norm": ("layer normalisation", {"layer-norm": ""}),
+    "layer_norm": ("layer normalisation", {"layer-norm": True}),
     "layer_norm_rate_0.004": (
         "layer normalisation, learning rate 0.004",
-        {"layer-norm": "", "learning-rate": 0.004},
+        {"layer-norm": True, "learning-rate": 0.004},
     ),
     "bfloat16": (
         "bfloat16 (minutes on a CPU without it say nothing)",
-        {"no-bfloat16": SKIPPED, "bfloat16": ""},
+        {"bfloat16": True},
     ),
     "steps_4": ("4 steps of play for each update instead of 8", {"steps-per-update": 4}),
     "first_20000": (
@@ -79,7 +78,9 @@ def commands() -> dict[str, list[str]]:
             words = f"distill --teacher zoo:{game} --seeds 2 --no-tensorboard"
             words += " --score-every-updates 1000000 --score-episodes 5"
             for option, value in (BASE | change).items():
-                if value is not SKIPPED:
+                if isinstance(value, bool):
+                    words += f" --{option}" if value else f" --no-{option}"
+                else:
                     words += f" --{option} {value[place] if isinstance(value, tuple) else value}"
             found[f"{game}_{name}"] = words.split()
     return found

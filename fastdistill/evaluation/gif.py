@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastdistill import streams
 from fastdistill.envs import PRESETS, Policy, make_atari_screen, make_env
-from fastdistill.evaluation.play import EpsilonGreedy
+from fastdistill.evaluation.play import EpsilonGreedy, of_game
 from fastdistill.networks import QNetwork
 
 
@@ -58,9 +58,7 @@ def record_comparison_gif(
     epsilon = PRESETS[preset].evaluation_epsilon if epsilon is None else epsilon
     pictures = max(1, round(max_seconds * _GIF_RATE))
     games = {
-        label: _record_screens(
-            _of_game(policy, game), game, preset, epsilon, seed, pictures, device
-        )
+        label: _record_screens(of_game(policy, game), game, preset, epsilon, seed, pictures, device)
         for label, policy in policies.items()
     }
     _save_within(games, Path(path), max_bytes)
@@ -105,20 +103,12 @@ def record_games_gif(
     epsilon = PRESETS[preset].evaluation_epsilon if epsilon is None else epsilon
     pictures = max(1, round(max_seconds * _GIF_RATE))
     played = {
-        game: _record_screens(
-            _of_game(network, game), game, preset, epsilon, seed, pictures, device
-        )
+        game: _record_screens(of_game(network, game), game, preset, epsilon, seed, pictures, device)
         for game in games
     }
     labels = {game.replace("_", " "): played[game] for game in games}
     _save_within(labels, Path(path), max_bytes)
     return {game: scores[-1] for game, (_, scores) in played.items()}
-
-
-def _of_game(policy: Policy, game: str) -> Policy:
-    if isinstance(policy, QNetwork) and policy.games:
-        return policy.for_task(game)
-    return policy
 
 
 def _save_within(games: Mapping[str, _Recording], path: Path, max_bytes: int) -> None:

@@ -166,8 +166,7 @@ def evaluate_env(
     if seed < 0:
         raise ValueError(f"evaluate: seed must be at least 0, got {seed}")
     spec = env.spec
-    if isinstance(policy, QNetwork) and policy.games:
-        policy = policy.for_task(spec.name)
+    policy = of_game(policy, spec.name)
     preset = spec.preset
     if epsilon is None:
         epsilon = PRESETS[preset].evaluation_epsilon if preset else 0.0
@@ -217,6 +216,13 @@ def _play(
                 f"got {episodes - remaining} of {episodes}"
             )
     return [episode for lane in played for episode in lane]
+
+
+def of_game(policy: Policy, game: str) -> Policy:
+    """A network of several games as it plays this one; any other policy as it is."""
+    if isinstance(policy, QNetwork) and policy.games:
+        return policy.for_task(game)
+    return policy
 
 
 @contextlib.contextmanager

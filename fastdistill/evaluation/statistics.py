@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+# Scores that are resampled at once, so that memory does not grow with their number.
+_DRAWN_AT_ONCE = 10_000_000
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -76,9 +79,6 @@ def bootstrap_interval(
     low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
     value = reduce(np.concatenate(arrays)[None])[0]
     return Interval(float(value), float(low), float(high))
-
-
-_DRAWN_AT_ONCE = 10_000_000  # scores: 160 MB with their places, however many there are
 
 
 def _blocks(resamples: int, scores: int) -> list[int]:

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastdistill.envs import PRESETS, EnvSource, Policy, ViewSource
-from fastdistill.evaluation.play import Evaluation, evaluate
+from fastdistill.evaluation.play import Evaluation, evaluate, of_game
 from fastdistill.evaluation.statistics import Interval, bootstrap_interval
-from fastdistill.networks import QNetwork
 from fastdistill.teachers import Teacher
 
 # Of the way from random play to the reported score; below it a teacher has not been understood.
@@ -107,8 +106,8 @@ def verify_teacher(
 
     if view is None and isinstance(teacher, Teacher):
         view = teacher.view
-    if isinstance(teacher, QNetwork) and teacher.games and isinstance(env, str):
-        teacher = teacher.for_task(env)
+    if isinstance(env, str):
+        teacher = of_game(teacher, env)
     counted = _Counted(teacher)
     played = play(counted, preset, epsilon)
     shares = counted.shares()

@@ -12,7 +12,8 @@ import re
 from contextlib import closing
 from pathlib import Path
 
-from fastdistill.envs import make_env, view_name
+from fastdistill.envs import make_env
+from fastdistill.recipes.options import refuse_view
 from fastdistill.recipes.tasks import share_of_cores
 from fastdistill.teachers import Teacher, load_teacher, recorded_game
 from fastdistill.training.process import pick_device
@@ -90,14 +91,6 @@ def collect(
         with claimed(own.directory):
             lane_steps = -(-steps // (count * num_lanes))  # in this shard; rounded up
             return ShardWriter(own, settings, env, teacher).write(lane_steps, stop)
-
-
-def refuse_view(function: str, teacher: Teacher) -> None:
-    """What is played for shards is what they hold, all of it, and what their teachers see."""
-    if teacher.view is not None:
-        raise ValueError(
-            f"{function}: teacher must have no view, got one with {view_name(teacher.view)!r}"
-        )
 
 
 def _shard_number(text: str) -> tuple[int, int]:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Checks of a recipe's configuration, in one form of words."""
+"""Checks of what a recipe is given, in one form of words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from typing import Any
+
+from fastdistill.envs import view_name
+from fastdistill.teachers import Teacher
 
 # Larger values are refused before anything is made of them: no machine has the memory for what they
 # ask for, or no generator the bits. A replay knows its own limits.
@@ -84,6 +87,15 @@ def temperature_option(config: Any) -> None:
     named = value is None or value == "auto"
     if not named and not (isinstance(value, (int, float)) and 1e-8 <= value <= 1e8):
         _refuse(config, "temperature", "be in [1e-8, 1e8] or 'auto'", repr(value))
+
+
+def refuse_view(function: str, teacher: Teacher, where: str = "") -> None:
+    """Where everybody sees all of what an environment shows."""
+    if teacher.view is not None:
+        raise ValueError(
+            f"{function}: teacher must have no view{where}, got one with "
+            f"{view_name(teacher.view)!r}"
+        )
 
 
 def one_of(config: object, name: str, values: Iterable[str], allowed: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastdistill._files import shown
 from fastdistill.networks.checkpoint import CheckpointError, read_checkpoint
-from fastdistill.recipes.collect import refuse_view
+from fastdistill.recipes.options import refuse_view
 from fastdistill.teachers import Teacher, load_teacher
 from fastdistill.training.process import pick_device
 from fastdistill.training.run import say

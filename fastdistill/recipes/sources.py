@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from fastdistill.envs import view_name
 from fastdistill.recipes.data_tasks import open_data
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.options import refuse_view
 from fastdistill.recipes.tasks import Given, open_tasks
 from fastdistill.training.counters import Counters
 from fastdistill.training.labelled_actors import LabelledActors
@@ -44,11 +44,10 @@ def open_source(
         return tasks, read
     if config.engine == "ray":
         if ranks.world > 1:
-            raise ValueError(
-                f"distill: engine must be local with several ranks, got {config.engine!r}"
-            )
+            raise ValueError("distill: engine must be local with several ranks, got 'ray'")
         tasks, _ = open_tasks(config, given, ranks.device, 1, opened)
-        _refuse_views(tasks)
+        for task in tasks:  # a teacher may have a view of its own, which no option says
+            refuse_view("distill", task.teacher, " with engine ray")
 
         def ask(students: Sequence[Student], counters: Counters) -> LabelledActors:
             source = LabelledActors(
@@ -83,13 +82,3 @@ def open_source(
         )
 
     return tasks, play
-
-
-def _refuse_views(tasks: Sequence[Task]) -> None:
-    """A teacher may have a view of its own, which no option says."""
-    for task in tasks:
-        if (view := task.teacher.view) is not None:
-            raise ValueError(
-                "distill: teacher must have no view with engine ray, got one with "
-                f"{view_name(view)!r}"
-            )

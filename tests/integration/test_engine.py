@@ -185,9 +185,8 @@ def test_whoever_learned_since_the_last_scores_is_scored(tmp_path, monkeypatch):
     assert card["trained_updates"] == 10
     assert card["scoring"]["episodes"] == 4
     again = fd.distill(Balancer(), "CartPole-v1", run_dir=tmp_path / "run", resume=True)
-    assert (
-        again.evaluation["students"][0]["returns"] == (result.evaluation["students"][0]["returns"])
-    )
+    before, after = (one.evaluation["students"][0]["returns"] for one in (result, again))
+    assert before == after
 
 
 def test_two_distillations_in_threads_do_not_disturb_each_other(tmp_path):

@@ -58,7 +58,7 @@ def test_one_lucky_checkpoint_is_not_better_than_the_guide(experiment):
 
 def test_a_guide_ends_with_the_first_network_that_reaches_its_goal(experiment, tmp_path):
     teacher = tmp_path / "teacher.json"
-    stop = experiment("guided_scores").WeakEnough(teacher, -2.0)
+    stop = experiment("guided_scores").GoalReached(teacher, -2.0)
     assert not stop.requested
     for mean, enough in ((None, False), (-20.5, False), (-2.5, False), (-2.0, True)):
         teacher.unlink(missing_ok=True)

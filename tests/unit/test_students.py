@@ -24,7 +24,7 @@ from fastdistill.training.students import Students
 from fastdistill.training.task import Task
 
 
-class Dropped(nn.Module):
+class PartlyFrozen(nn.Module):
     """A student whose caller froze a part of it."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ def test_another_teachers_level_is_another_measure(tmp_path, monkeypatch):
 
 
 def test_scoring_leaves_every_part_in_its_mode(tmp_path, monkeypatch):
-    network = Dropped()
+    network = PartlyFrozen()
     network.norm.eval()
     student = Student(
         network, loss="kl", size="own", seed=1, optimizer="adam", learning_rate=1e-3,
