@@ -296,9 +296,10 @@ def load_network(path: str | Path) -> tuple[QNetwork, dict[str, Any]]:
                 f"load_network: tensor {shown(name)} of {path} must be {wanted} for its "
                 f"architecture, got {found}"
             )
-    # Copied, not assigned: what safetensors returns lies anywhere in memory, and on some CPUs the
-    # last bit of a product depends on that.
-    network.to_empty(device="cpu").load_state_dict(tensors)
+    # Copies: what safetensors returns lies anywhere in memory, and on some CPUs the last bit of a
+    # product depends on that. `to_empty` would import sympy and torch's symbolic shapes.
+    copies = {name: tensors[name].to(like.dtype, copy=True) for name, like in expected.items()}
+    network.load_state_dict(copies, assign=True)
     for name, tensor in network.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(

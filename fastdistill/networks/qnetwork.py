@@ -95,7 +95,10 @@ class QNetwork(nn.Module):
         """
         with torch.device("meta"):  # else torch's default weights would be drawn first
             network = cls(architecture)
-        network.to_empty(device="cpu")
+        # As `to_empty` does, which imports sympy and torch's symbolic shapes for it.
+        shapes = network.state_dict().items()
+        empty = {name: torch.empty(like.shape, dtype=like.dtype) for name, like in shapes}
+        network.load_state_dict(empty, assign=True)
         network.obs_mean.zero_()
         network.obs_scale.fill_(1 / 255 if network._clips else 1.0)
         for module in network.modules():
@@ -238,6 +241,19 @@ class QNetwork(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             parts = torch.split(_precise(features), list(counts))
             return [head(part) for head, part in zip(self.heads, parts, strict=True)]
+
+    def multiply_adds(self) -> int:
+        """Of one observation's values by the first head (convolutions and matrix products)."""
+        shape = list(self.architecture.obs_shape[1:])
+        total = 0
+        for layer in (*self.trunk, *self.heads[0].modules()):
+            if isinstance(layer, nn.Conv2d):
+                kernel, stride = layer.kernel_size[0], layer.stride[0]
+                shape = [(extent - kernel) // stride + 1 for extent in shape]
+                total += layer.weight.numel() * math.prod(shape)
+            elif isinstance(layer, nn.Linear):
+                total += layer.weight.numel()
+        return total
 
     def for_task(self, game: str | int) -> QNetwork:
         """The network of one game, a plain module: observations to values.

@@ -5,32 +5,82 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.rmsprop import rmsprop
 
-OPTIMIZERS = ("adam", "rmsprop")
+# What each remembers of a parameter, besides how often it was changed.
+_MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg", "grad_avg")}
 
-
-def make_optimizer(
-    name: str, network: nn.Module, learning_rate: float, *, epsilon: float = 1e-8
-) -> torch.optim.Optimizer:
-    """``"adam"``, or the paper's ``"rmsprop"``, whose own epsilon it keeps."""
-    parameters = list(network.parameters())
-    on_gpu = any(parameter.is_cuda for parameter in parameters)
-    # A tensor, so that a captured step reads the rate of the moment.
-    rate = torch.tensor(learning_rate, device=parameters[0].device) if on_gpu else learning_rate
-    if name == "rmsprop":  # its decay and epsilon are not on record, these are DQN's
-        return torch.optim.RMSprop(
-            parameters, lr=rate, alpha=0.95, eps=0.01, centered=True, capturable=on_gpu
-        )
-    return torch.optim.Adam(parameters, lr=rate, eps=epsilon, fused=True)
+OPTIMIZERS = tuple(_MOMENTS)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Of all parameters."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(learning_rate)
+class Optimizer:
+    """torch's functions without its classes, the first of which imports torch's compiler.
+
+    That is seconds of every start. Parameters without a gradient stay as they are and have no
+    state.
+
+    Attributes:
+        entries: Names of what is remembered of each parameter: ``step``, a float32 scalar, and two
+            moments of the parameter's shape.
+        state: The entries of each parameter that was changed, by its place in the network.
+    """
+
+    def __init__(
+        self, name: str, network: nn.Module, learning_rate: float, *, epsilon: float = 1e-8
+    ) -> None:
+        """``"adam"``, or the paper's ``"rmsprop"``, whose own epsilon it keeps."""
+        self._name = name
+        self._parameters = list(network.parameters())
+        self._on_gpu = any(parameter.is_cuda for parameter in self._parameters)
+        self._learning_rate: float | Tensor = learning_rate
+        if self._on_gpu:  # a tensor, so that a captured step reads the rate of the moment
+            device = self._parameters[0].device
+            self._learning_rate = torch.tensor(learning_rate, device=device)
+        self._epsilon = epsilon
+        self.entries = ("step", *_MOMENTS[name])
+        self.state: dict[int, dict[str, Tensor]] = {}
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Of all parameters."""
+        if isinstance(self._learning_rate, Tensor):
+            self._learning_rate.fill_(learning_rate)
         else:
-            group["lr"] = learning_rate
+            self._learning_rate = learning_rate
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Change every parameter that has a gradient."""
+        parameters: list[Tensor] = []
+        gradients: list[Tensor] = []
+        entries: list[dict[str, Tensor]] = []
+        for place, parameter in enumerate(self._parameters):
+            if parameter.grad is not None:
+                parameters.append(parameter)
+                gradients.append(parameter.grad)
+                entries.append(self.state.get(place) or self._begin(place))
+        steps, first, second = ([of[name] for of in entries] for name in self.entries)
+        if self._name == "adam":
+            adam(
+                parameters, gradients, first, second, [], steps, fused=True, amsgrad=False,
+                beta1=0.9, beta2=0.999, lr=self._learning_rate, weight_decay=0.0,
+                eps=self._epsilon, maximize=False,
+            )  # fmt: skip
+        else:  # its decay and epsilon are not on record, these are DQN's
+            rmsprop(
+                parameters, gradients, first, second, [], steps, capturable=self._on_gpu,
+                lr=self._learning_rate,  # type: ignore[arg-type]  # a tensor is one, too
+                alpha=0.95, eps=0.01, weight_decay=0.0, momentum=0.0, centered=True,
+            )  # fmt: skip
+
+    def _begin(self, place: int) -> dict[str, Tensor]:
+        parameter = self._parameters[place]
+        step, *moments = self.entries
+        self.state[place] = {
+            step: torch.zeros((), dtype=torch.float32, device=parameter.device),
+            **{name: torch.zeros_like(parameter) for name in moments},
+        }
+        return self.state[place]
 
 
 def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:

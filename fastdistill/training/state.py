@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastdistill._files import is_int, shown
 from fastdistill.envs import EnvState, LaneEnv
+from fastdistill.training.optimizing import Optimizer
 
 
 def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -22,13 +23,6 @@ def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The reverse of ``select``."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-# What an optimizer remembers of each parameter.
-_MOMENTS = {
-    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.RMSprop: {"step", "square_avg", "grad_avg"},
-}
 
 
 def check_state(state: Any, example: Any, name: str) -> None:
@@ -105,37 +99,33 @@ def restore_env(env: LaneEnv, tensors: dict[str, Tensor]) -> None:
     )
 
 
-def learner_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def learner_tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """A network and its optimizer as tensors."""
-    moments = {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, entries in optimizer.state_dict()["state"].items()
-        for name, value in entries.items()
+    remembered = {
+        f"{place}.{name}": tensor
+        for place, entries in optimizer.state.items()
+        for name, tensor in entries.items()
     }
-    return {**under("network", network.state_dict()), **under("optimizer", moments)}
+    return {**under("network", network.state_dict()), **under("optimizer", remembered)}
 
 
-def restore_learner(
-    network: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
+def restore_learner(network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """The reverse of ``learner_tensors``."""
     network.load_state_dict(select(tensors, "network"))
-    state: dict[int, dict[str, Tensor]] = {}
+    optimizer.state.clear()
     parameters = list(network.parameters())
-    wanted = _MOMENTS[type(optimizer)]
     for key, tensor in select(tensors, "optimizer").items():
         index, _, name = key.partition(".")
-        known = name in wanted and index.isdecimal() and int(index) < len(parameters)
-        if not known or tensor.shape not in (torch.Size([]), parameters[int(index)].shape):
+        known = name in optimizer.entries and index.isdecimal() and int(index) < len(parameters)
+        like = torch.zeros(()) if name == "step" or not known else parameters[int(index)]
+        if not known or tensor.shape != like.shape or tensor.dtype != like.dtype:
             raise ValueError(
                 f"tensor {shown(f'optimizer.{key}')} must be one of the optimizer's, got one of "
-                f"shape {list(tensor.shape)}"
+                f"shape {list(tensor.shape)}, {tensor.dtype}"
             )
-        state.setdefault(int(index), {})[name] = tensor
-    if any(moments.keys() != wanted for moments in state.values()):
+        entries = optimizer.state.setdefault(int(index), {})
+        entries[name] = tensor.to(parameters[int(index)].device, copy=True)
+    if any(len(entries) < len(optimizer.entries) for entries in optimizer.state.values()):
         raise ValueError(
-            f"tensors optimizer.* must be {sorted(wanted)} of each parameter, got less"
+            f"tensors optimizer.* must be {sorted(optimizer.entries)} of each parameter, got less"
         )
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )

@@ -13,7 +13,7 @@ from fastdistill.losses import distill_kl, td_loss
 from fastdistill.networks import QNetwork
 from fastdistill.replay import ReplayBatch
 from fastdistill.training.guide import GuideTerm
-from fastdistill.training.optimizing import clip_gradients, make_optimizer
+from fastdistill.training.optimizing import Optimizer, clip_gradients
 from fastdistill.training.shares import rows_of
 from fastdistill.training.state import learner_tensors, restore_learner, select, under
 
@@ -43,7 +43,7 @@ class DqnLearner:
             for layer in self.target.trunk:
                 if isinstance(layer, torch.nn.Linear):
                     layer.bfloat16()  # what autocast would make of it at every update
-        self.optimizer = make_optimizer("adam", network, learning_rate, epsilon=adam_epsilon)
+        self.optimizer = Optimizer("adam", network, learning_rate, epsilon=adam_epsilon)
         self._max_gradient_norm = max_gradient_norm
         self._bfloat16 = bfloat16
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdistill.networks import QNetwork
-from fastdistill.training.optimizing import clip_gradients, make_optimizer, set_learning_rate
+from fastdistill.training.optimizing import Optimizer, clip_gradients
 from fastdistill.training.state import learner_tensors, restore_learner
 
 
@@ -24,7 +24,7 @@ class PqnLearner:
         self, network: QNetwork, *, learning_rate: float, max_gradient_norm: float, bfloat16: bool
     ) -> None:
         self.network = network
-        self.optimizer = make_optimizer("adam", network, learning_rate)
+        self.optimizer = Optimizer("adam", network, learning_rate)
         self._max_gradient_norm = max_gradient_norm
         self._bfloat16 = bfloat16
 
@@ -49,7 +49,7 @@ class PqnLearner:
         self.network.zero_grad()
         loss.backward()
         norm = clip_gradients(self.network, self._max_gradient_norm)
-        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.set_learning_rate(learning_rate)
         self.optimizer.step()
         return {
             "td_loss": loss.detach(),

@@ -14,7 +14,7 @@ from fastdistill import streams
 from fastdistill.envs import EnvSpec
 from fastdistill.losses import distill_loss_and_grad
 from fastdistill.networks import QNetwork, paper_architecture
-from fastdistill.training.optimizing import make_optimizer, set_learning_rate
+from fastdistill.training.optimizing import Optimizer
 from fastdistill.training.ranks import ALONE, Forward, Ranks
 from fastdistill.training.state import learner_tensors, restore_learner
 
@@ -59,7 +59,7 @@ class Student:
         self.size = size
         self.seed = seed
         self.network = network
-        self.optimizer = make_optimizer(optimizer, network, learning_rate)
+        self.optimizer = Optimizer(optimizer, network, learning_rate)
         self.diverged_updates: int | None = None
         self._bfloat16 = bfloat16
         self._ranks = ranks
@@ -108,12 +108,12 @@ class Student:
                 **self._options(temperatures[0]),
             )  # fmt: skip
             losses, grads = [loss], [grad]
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad()
         # Of ranks every one waits for every gradient, even of a game that has no rows here.
         all_wait = self._ranks.world > 1
         learning = [place for place, rows in enumerate(labels) if len(rows) or all_wait]
         torch.autograd.backward([outputs[i] for i in learning], [grads[i] for i in learning])
-        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.set_learning_rate(learning_rate)
         self.optimizer.step()
         if len(labels) == 1:
             return {"loss": losses[0]}
