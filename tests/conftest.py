@@ -45,7 +45,8 @@ def _state() -> Iterator[None]:
     np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # it imports a compiler
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def pytest_collection_finish() -> None:

@@ -160,7 +160,7 @@ def test_the_guide_plays_first_and_the_run_resumes_bitwise(guide, tmp_path, caps
     assert curve.at.tolist() == [record["step"] for record in scored]
     assert curve.mean.tolist() == [record["teacher/score"] for record in scored]
     for cut in (10, 70, 130):  # in the guide's play, in the updates on it, and after
-        config = config_of(tmp_path / f"cut{cut}", guide)
+        config = config_of(tmp_path / f"cut{cut}", guide, evaluation_episodes=0)
         assert dqn.train(config, stop=StopAt(cut)).stopped
         dqn.train(config, resume=True)
         found, expected = weights(config.run_dir), weights(whole.run_dir)

@@ -71,7 +71,6 @@ def _one_thread_and_default_kernels():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 def last_state(run_dir: Path):
