@@ -32,12 +32,12 @@ def tiny(recipe: str, run_dir: Path, **changes):
         "run_dir": run_dir,
         "game": "pong",
         "size": "4",
-        "total_steps": 1920,
+        "total_steps": 1152,
         "num_lanes": 4,
         "score_episodes": 0,
         "evaluation_episodes": 0,
-        "checkpoint_every_steps": 640,
-        "log_every_steps": 320,
+        "checkpoint_every_steps": 384,
+        "log_every_steps": 192,
         "tensorboard": False,
         "device": "cpu",
         "deterministic": True,
@@ -48,10 +48,10 @@ def tiny(recipe: str, run_dir: Path, **changes):
     return DqnConfig(
         batch_size=16,
         samples_per_step=2,
-        learning_starts_steps=200,
+        learning_starts_steps=100,
         target_update_updates=20,
-        epsilon_steps=1000,
-        replay_capacity=1000,  # wraps
+        epsilon_steps=600,
+        replay_capacity=600,  # wraps
         **common,
     )
 
@@ -75,7 +75,7 @@ def _one_thread_and_default_kernels():
 
 def last_state(run_dir: Path):
     tensors, card = TrainingCheckpoints(run_dir / "checkpoints").latest()
-    assert card.pop("replay", "replay_000000001920.bin") == "replay_000000001920.bin"
+    assert card.pop("replay", "replay_000000001152.bin") == "replay_000000001152.bin"
     card.pop("weights")
     counters = card["counters"]
     card["counters"] = {k: v for k, v in counters.items() if not k.endswith("seconds")}
@@ -104,7 +104,7 @@ def test_a_run_leaves_everything_behind(recipe, whole_run):
     assert record["config"]["num_lanes"] == 4
     assert record["versions"]["ale_py"]
     records = read_jsonl(whole_run / "metrics.jsonl")
-    assert [r["step"] for r in records] == [320, 640, 960, 1280, 1600, 1920]
+    assert [r["step"] for r in records] == [192, 384, 576, 768, 960, 1152]
     assert all(r["charts/SPS"] > 0 and r["losses/td_loss"] >= 0 for r in records)
     network, card = load_network(whole_run / "teacher")
     assert network.architecture.layer_norm == (recipe == "pqn")
@@ -132,7 +132,7 @@ def test_a_signal_ends_in_a_checkpoint_and_resuming_equals_never_stopping(
 
     def interrupted(self, what):
         # No scheduled checkpoint falls on that step; a second signal would end the process.
-        if self.at.step == 896 and what == "log":
+        if self.at.step == 512 and what == "log":
             os.kill(os.getpid(), number)
         return original(self, what)
 
@@ -141,16 +141,16 @@ def test_a_signal_ends_in_a_checkpoint_and_resuming_equals_never_stopping(
     with StopRequest() as stop:
         result = train(tiny(recipe, tmp_path / "run"), stop=stop)
     assert result.stopped
-    assert result.step == 896
+    assert result.step == 512
     assert signal.getsignal(number) is before
     monkeypatch.undo()
     # A configuration of defaults: all but the directory is taken from the run.
     resumed = train(type(tiny(recipe, tmp_path))(run_dir=tmp_path / "run"), resume=True)
     assert not resumed.stopped
-    assert resumed.step == 1920
+    assert resumed.step == 1152
     assert_same_end(tmp_path / "run", whole_run)
     records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert [record["step"] for record in records] == [320, 640, 960, 1280, 1600, 1920]
+    assert [record["step"] for record in records] == [192, 384, 576, 768, 960, 1152]
 
 
 RUN = """
@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_dqn_with_its_batch_saved(tmp_path, monk
 
     original = dqn_learner.double_q_target
     monkeypatch.setattr(dqn_learner, "double_q_target", poisoned)
-    with pytest.raises(TrainingDiverged, match=r"loss must be finite, got (nan|inf) at step 208"):
+    with pytest.raises(TrainingDiverged, match=r"loss must be finite, got (nan|inf) at step 108"):
         dqn.train(tiny("dqn", tmp_path / "run"))
     batch, _ = read_checkpoint(tmp_path / "run" / "diverged")
     assert batch["obs"].shape == batch["next_obs"].shape == (16, 4, 84, 84)
@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_dqn_with_its_batch_saved(tmp_path, monk
 
 def test_the_newest_two_replay_snapshots_are_kept(whole_run, recipe):
     snapshots = sorted(path.name for path in (whole_run / "checkpoints").glob("replay_*"))
-    expected = ["replay_000000001280.bin", "replay_000000001920.bin"]
+    expected = ["replay_000000000768.bin", "replay_000000001152.bin"]
     assert snapshots == (expected if recipe == "dqn" else [])
 
 
