@@ -5,8 +5,8 @@ Keeps a record of each finished run in a directory, whatever it is called, in
 benchmarks/results/several_games: its configuration, evaluation and scores, no weights, so that runs
 of several days and machines come together. Of the records the tables of docs/several_games.md are
 written: runs that play the same games become a table, equal networks of several runs its seeds,
-runs of single games a network per game. With --run what has no record is run first, one after
-another, and continued where it was interrupted.
+runs of single games a network per game, once all of its games are there. With --run what has no
+record is run first, one after another, and continued where it was interrupted.
 
     python benchmarks/several_games.py runs/several --run
     python benchmarks/several_games.py runs/several --run single_pong single_freeway
@@ -127,14 +127,15 @@ def collect() -> dict[str, Any]:
 
 
 def table_of(games: list[Results], contenders: list[Contender]) -> dict[str, Any]:
-    """Of one set of games."""
+    """Of one set of games; who does not play all of them is left out."""
+    rows = [row_of(one, games) for one in contenders]
     return {
         "games": [game.game for game in games],
         "preset": games[0].preset,
         "epsilon": games[0].epsilon,
         "episodes": games[0].episodes,
         "teachers": {game.game: asdict(game.teacher)["score"] for game in games},
-        "players": [row_of(one, games) for one in contenders],
+        "players": [row for row in rows if row["together"]],
     }
 
 
@@ -195,12 +196,9 @@ def render_table(table: dict[str, Any]) -> list[str]:
         "|---" * len(head) + "|",
     ]
     for player in table["players"]:
-        found = player["together"] or dict.fromkeys(
-            ("percent", "least_percent", "geometric_mean_percent")
-        )
-        least = found["least_percent"]
+        found = player["together"]
         cells = [player["label"], str(max(player["seeds"].values(), default=0))]
-        cells += [cell(found["percent"], "%"), "-" if least is None else f"{least:.1f}%"]
+        cells += [cell(found["percent"], "%"), f"{found['least_percent']:.1f}%"]
         cells.append(cell(found["geometric_mean_percent"], "%"))
         if paper:
             cells.append(f"{player['paper_percent']}%" if player["paper_percent"] else "-")
