@@ -51,9 +51,10 @@ native: $(VENV)/builders
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel --quiet --no-build-isolation --no-deps -w $(WHEEL) -C build-dir=$(NATIVE) \
 	  -C cmake.define.FASTDISTILL_WERROR=$(WERROR) -C cmake.define.FASTDISTILL_CPP_TESTS=OFF .
 
-# Nothing of torch is compiled against, so it is unpacked meanwhile.
+# Nothing of torch is compiled against, so it is unpacked meanwhile, and the tools where tests or
+# checks follow.
 build: $(VENV)/builders  ## Build the native code and install the package into .venv
-	@$(MAKE) --no-print-directory -j 2 $(VENV)/runtime native
+	@$(MAKE) --no-print-directory -j 2 $(if $(filter-out demo build,$(MAKECMDGOALS)),$(VENV)/tools,$(VENV)/runtime) native
 	$(BIN)/pip install --quiet --no-deps --force-reinstall $(WHEEL)/*.whl
 
 demo: build  ## Distill the shipped Pong teacher into a student of 7% of its size; leaves a report in runs/
@@ -158,11 +159,12 @@ wheel: setup  ## Build an sdist and a wheel in dist, audit it, try it in an empt
 bench: build $(VENV)/tools  ## Run the benchmarks, write benchmarks/results, docs/benchmarks.md and the README's table
 	$(BIN)/python benchmarks/run.py
 
-# Nothing in the kernels depends on the architecture; `make wheel` compiles them for all.
+# Nothing in the kernels depends on the architecture; `make wheel` compiles them for all, and with
+# all optimisations, which take half of the time and would be of no use here.
 cuda: setup  ## Compile the CUDA kernels for the oldest and the newest GPUs, if nvcc is there
 	@if ! command -v $${CUDACXX:-nvcc} > /dev/null; then echo "cuda: skipped, no nvcc"; exit 0; fi; set -e; \
 	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTDISTILL_CUDA=ON \
-	  "-DFASTDISTILL_CUDA_ARCHITECTURES=80-real;120" -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null; \
+	  "-DFASTDISTILL_CUDA_ARCHITECTURES=80-real;120" "-DCMAKE_CUDA_FLAGS=-Xcicc -O1 -Xptxas -O1" -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null; \
 	$(BIN)/cmake --build build/cuda --target _cuda
 
 # Uses $(PYTHON) as it is, without a network: a GPU machine brings its own torch.

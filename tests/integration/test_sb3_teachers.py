@@ -319,7 +319,7 @@ def test_a_student_of_it_plays_as_well(trained, tmp_path):
     result = fd.distill(
         f"sb3:{trained[2]}", "CartPole-v1", run_dir=tmp_path / "run", student="100%",
         num_lanes=4, total_updates=800, steps_per_update=4.0, learning_starts_steps=400,
-        score_every_updates=200, score_episodes=10, checkpoint_every_updates=800,
+        score_every_updates=400, score_episodes=10, checkpoint_every_updates=800,
         evaluation_episodes=40, temperature="auto", tensorboard=False, device="cpu",
     )  # fmt: skip
     teacher = result.evaluation["teacher"]["summary"]["mean"]
