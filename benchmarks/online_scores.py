@@ -5,7 +5,7 @@ Stated before the first run: from a third of the training on, the spread of each
 from checkpoint to checkpoint, the luck of the games taken out, is below the DQN's, on Pong and on
 Q*bert; and the score of each student's best checkpoint at the end is within the DQN's interval or
 above it. Whatever comes out is what the page shows. The DQNs are of 25% of the paper's parameters,
-with students of that size and of 7%: with the paper's own size six runs take twice as long.
+with students of that size and of 7%, for the sake of time.
 
 Each run is kept in benchmarks/results/online, so that runs of several days and machines come
 together; of them the tables of docs/online.md are written.

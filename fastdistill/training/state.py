@@ -117,7 +117,8 @@ def restore_learner(network: nn.Module, optimizer: Optimizer, tensors: dict[str,
     for key, tensor in select(tensors, "optimizer").items():
         index, _, name = key.partition(".")
         known = name in optimizer.entries and index.isdecimal() and int(index) < len(parameters)
-        like = torch.zeros(()) if name == "step" or not known else parameters[int(index)]
+        scalar = torch.zeros((), dtype=torch.float32)  # whatever torch's default is
+        like = parameters[int(index)] if known and name != "step" else scalar
         if not known or tensor.shape != like.shape or tensor.dtype != like.dtype:
             raise ValueError(
                 f"tensor {shown(f'optimizer.{key}')} must be one of the optimizer's, got one of "

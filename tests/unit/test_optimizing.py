@@ -84,6 +84,19 @@ def test_what_was_restored_is_a_copy() -> None:
         assert all(torch.equal(other.state[place][name], entries[name]) for name in entries)
 
 
+def test_a_state_is_restored_under_another_default_dtype() -> None:
+    source, copy = network(), network()
+    optimizer, other = Optimizer("adam", source, 0.1), Optimizer("adam", copy, 0.1)
+    learn(source, 0)
+    optimizer.step()
+    torch.set_default_dtype(torch.float64)
+    try:
+        restore_learner(copy, other, learner_tensors(source, optimizer))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert other.state[0]["step"] == 1
+
+
 @pytest.mark.parametrize(
     ("key", "tensor", "message"),
     [
