@@ -66,7 +66,7 @@ def evaluate(
     """Play full episodes with a checkpoint and print its score.
 
     Args:
-        checkpoint: Path of a checkpoint (description or directory), or zoo:NAME.
+        checkpoint: A checkpoint's path, zoo:NAME, or with a game sb3:FILE or cleanrl:FILE.
         game: Game or gymnasium id; the checkpoint's own by default, one of several otherwise.
         episodes: Full episodes to play, spread over the lanes beforehand.
         preset: classic (no sticky actions, no-op starts) or machado (sticky actions).
@@ -174,7 +174,7 @@ def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1, games: st
 
     Leaves student.json with its weights, evaluation.json and report.html. An unfinished quickstart
     is continued, a finished one is kept under another name. With --games pong,freeway,breakout
-    one network learns several games, in at most 10 minutes.
+    one network learns several games: at most 4 minutes of training, then full games.
 
     Args:
         run_dir: Where everything is written.

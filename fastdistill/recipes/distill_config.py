@@ -41,8 +41,8 @@ class DistillConfig:
     run_dir: Path = Path("runs/distill")
     """Where everything is written."""
     teacher: str = DEFAULT_TEACHER
-    """A checkpoint's path, or zoo:NAME; several games' with commas between. Of teachers of one game
-    A+B is the mean policy, A|B one of them drawn for each state."""
+    """A checkpoint's path, zoo:NAME, sb3:FILE or cleanrl:FILE; several games' with commas between.
+    Of teachers of one game A+B is the mean policy, A|B one of them drawn for each state."""
     game: str | None = None
     """Atari game or gymnasium id; the teacher's own by default. One for each teacher."""
     follow: bool = False
@@ -101,7 +101,7 @@ class DistillConfig:
     num_lanes: int = 16
     """Lanes of each game, played at once."""
     learning_starts_steps: int = 4_000
-    """Steps of play before the first update; the input statistics come from them."""
+    """Steps of the teacher's play before the first update; the input statistics come from them."""
     replay_capacity: int = 100_000
     """States kept, of all games together; an Atari state takes 7.2 KB."""
     epsilon: float = 0.05

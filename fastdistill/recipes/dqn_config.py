@@ -72,8 +72,8 @@ class DqnConfig(DqnOptions):
     """Where everything is written."""
     guide: str | None = None
     """A teacher to begin from: a checkpoint's path, zoo:NAME, sb3:FILE or cleanrl:FILE. It plays
-    the first learning_starts_steps; then its policy is a second term of the loss, whose weight
-    falls as the network comes near. Epsilon is epsilon_end throughout."""
+    the first learning_starts_steps, 0.05 of them at random; then its policy is a second term of
+    the loss, whose weight falls as the network comes near. Then epsilon is epsilon_end."""
     guide_updates: int = 10_000
     """Updates on the guide's play before the network plays itself."""
     guide_weight: float = 1.0

@@ -33,7 +33,7 @@ from fastdistill.report.results import (
 from fastdistill.training.metrics import read_jsonl
 
 # Rusu et al. 2015: geometric mean of the score over the DQN's, percent (human starts). Nothing
-# names its three games; the parameters that it states are those of a network with these actions.
+# names its three games, whose parameters are those of 12 actions; these have 15.
 PAPER_GAMES = (
     (frozenset({"pong", "freeway", "qbert"}), {"kl": 116.9, "nll": 105.1, "dqn": 83.5}),
     (

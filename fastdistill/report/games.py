@@ -187,7 +187,7 @@ def _together_note(games: Sequence[Results], contenders: Sequence[Contender]) ->
     note += "per game all their runs together."
     if any(paper_percent(one, games) is not None for one in contenders):
         note += " The paper’s own (Rusu et al. 2015) are with other teachers and human starts; "
-        note += "which three games it took is in no source known to us, these have its parameters."
+        note += "which three games it took is in no source known to us."
     if not all(one.together(games) for one in contenders):
         note += " Not measured: who did not play all of these games."
     return note
