@@ -219,7 +219,9 @@ class LaneEnv:
         except Exception as error:  # whatever a foreign environment raises
             raise ValueError(f"LaneEnv.reset: {_words(error)} of {self.spec.name}") from error
         self._record, self.obs = record, obs
-        self._episode_frames = np.asarray(info.get("episode_frame_number", self._episode_frames))
+        # Of the other lanes some environments say nothing here.
+        frames = np.asarray(info.get("episode_frame_number", self._episode_frames))
+        self._episode_frames = np.where(chosen, frames, self._episode_frames)
         for lane in np.flatnonzero(chosen):
             self._logs[lane].clear()
         for array in (self._was_done, self._was_truncated, self._returns, self._lengths):
@@ -241,9 +243,16 @@ class LaneEnv:
         stale = np.array([len(log) > 2 * RESEED_STEPS for log in self._logs])
         if stale.any() and self._seeding != "one":
             begins = np.isin(np.arange(self.num_lanes), [done.lane for done in step.episodes])
-            if (stale & begins).any():
-                self._reseeds += stale & begins
-                self._seed_lanes(stale & begins)
+            if (chosen := stale & begins).any():
+                self._reseeds += chosen
+                try:
+                    self._seed_lanes(chosen)
+                except ValueError as error:
+                    # For whoever goes on from `state` the step has not been.
+                    self._reseeds -= chosen
+                    for log in self._logs:
+                        del log[-2:]
+                    raise EnvFault(str(error)) from error
         return step
 
     def _advance(self, action: NDArray[np.int64]) -> Step:
@@ -253,12 +262,14 @@ class LaneEnv:
             log += word.tobytes()
         frame = self.obs if self.spec.stack == 1 else np.ascontiguousarray(self.obs[:, -1])
         if self._mode == "NextStep":
-            boundary = ended = self._ended_before(info)
+            boundary = ended = self._games_over(self._was_done, self._was_truncated, info)
             was_truncated, returns, lengths = self._was_truncated, self._returns, self._lengths
             self._returns = np.where(ended, 0.0, returns + reward)
             self._lengths = np.where(ended, 0, lengths + 1)
         else:
             boundary, ended = np.zeros(self.num_lanes, np.bool_), terminated | truncated
+            if self._mode == "SameStep":
+                ended = self._games_over(ended, truncated, info)
             was_truncated = truncated
             returns, lengths = self._returns + reward, self._lengths + 1
             self._returns, self._lengths = (
@@ -273,15 +284,19 @@ class LaneEnv:
         self._record, self.obs = record, obs
         return Step(frame, action, reward, terminated, truncated, boundary, episodes)
 
-    def _ended_before(self, info: dict[str, Any]) -> NDArray[np.bool_]:
-        """Under NEXT_STEP, lanes whose game was over before this step."""
-        ended = self._was_done
-        if "episode_frame_number" in info:
-            # A lost life reads terminated too, but there the game's own clock goes on.
-            frames = np.asarray(info["episode_frame_number"])
-            ended = ended & (self._was_truncated | (frames <= self._episode_frames))
-            self._episode_frames = frames
-        return ended
+    def _games_over(
+        self, done: NDArray[np.bool_], truncated: NDArray[np.bool_], info: dict[str, Any]
+    ) -> NDArray[np.bool_]:
+        """Of the lanes that read done those where a new game has begun by now.
+
+        A lost life reads terminated, too, but there the game's own clock goes on.
+        """
+        if "episode_frame_number" not in info:
+            return done
+        frames = np.asarray(info["episode_frame_number"])
+        over = done & (truncated | (frames <= self._episode_frames))
+        self._episode_frames = frames
+        return over
 
     def _played(
         self, action: NDArray[np.int64]

@@ -9,10 +9,12 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
+from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastdistill.envs import (
+    EnvFault,
     atari,
     brought,
     engine_options,
@@ -228,3 +230,81 @@ def test_the_engines_options_make_the_same_observations():
         env.step(np.full(2, action))
         np.testing.assert_array_equal(env.obs, twin.step(np.full(2, action))[0])
     assert engine_options(make_gymnasium("CartPole-v1", 1).spec) == {}
+
+
+class Clocked(Plain):
+    """Tells the time of its game, as ALE does; ends after as many steps as it is told."""
+
+    def __init__(self, length):
+        super().__init__(VECTOR)
+        self.length, self.time = length, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 4
+        return super().reset(seed=seed)[0], {"episode_frame_number": self.time}
+
+    def step(self, action):
+        self.time += 4
+        seen, reward, *_ = super().step(action)
+        over = self.time >= 4 * self.length
+        return seen, reward, over, False, {"episode_frame_number": self.time}
+
+
+def test_seeding_one_lane_anew_leaves_the_clocks_of_the_others(monkeypatch):
+    """The first is seeded anew at its 2nd, 4th... end, sometimes in the step in which the other
+    ends."""
+    monkeypatch.setattr("fastdistill.envs.lanes.RESEED_STEPS", 3)
+    vector = SyncVectorEnv(
+        [lambda: Clocked(3), lambda: Clocked(10)], autoreset_mode=AutoresetMode.NEXT_STEP
+    )
+    env = LaneEnv(vector, name="clocked")
+    env.reset(0)
+    lengths = {0: set(), 1: set()}
+    for _ in range(200):
+        for episode in env.step(np.zeros(2, np.int64)).episodes:
+            lengths[episode.lane].add(episode.length_steps)
+    assert lengths == {0: {2}, 1: {9}}
+    env.close()
+
+
+def test_a_reset_that_fails_where_a_lane_is_seeded_anew_is_the_environments_fault(monkeypatch):
+    monkeypatch.setattr("fastdistill.envs.lanes.RESEED_STEPS", 3)
+    vector = SyncVectorEnv([lambda: Clocked(5)] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
+    env = LaneEnv(vector, name="clocked")
+    env.reset(0)
+    reset = vector.reset
+
+    def fails(*, seed=None, options=None):
+        if seed is not None:
+            raise OSError("no more")
+        return reset(seed=seed, options=options)
+
+    monkeypatch.setattr(vector, "reset", fails)
+    before = env.state()
+
+    def step_until_it_fails():
+        nonlocal before
+        for _ in range(20):
+            before = env.state()
+            env.step(np.zeros(2, np.int64))
+
+    with pytest.raises(EnvFault, match=r"LaneEnv.reset: env must not raise, got OSError: no more"):
+        step_until_it_fails()
+    after = env.state()
+    assert (before.reseeds == after.reseeds).all()
+    assert (before.lengths_steps == after.lengths_steps).all()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_lost_lives_are_no_games_in_either_mode(mode):
+    vector = AtariVectorEnv("breakout", 2, autoreset_mode=mode, life_loss_info=True)
+    env = LaneEnv(vector, name="breakout", seeding="array")
+    env.reset(3)
+    rng, lost, over = np.random.default_rng(0), 0, 0
+    for _ in range(1000):
+        step = env.step(rng.integers(4, size=2))
+        lost += int(step.terminated.sum())
+        over += len(step.episodes)
+    assert over >= 4
+    assert 5 * over <= lost <= 5 * over + 8  # five lives; up to four of games that go on
+    env.close()
