@@ -28,7 +28,7 @@ import records
 import tyro
 
 from fastdistill.evaluation.statistics import Interval
-from fastdistill.networks.checkpoint import copy_checkpoint
+from fastdistill.networks.checkpoint import copy_checkpoint, read_card
 from fastdistill.recipes import dqn as dqn_recipe
 from fastdistill.recipes.dqn_config import DqnConfig
 from fastdistill.report.results import Player, read_results
@@ -127,7 +127,8 @@ def render() -> str:
     places = records.where({name: [one] for name, one in {**found, **alone}.items()})
     lines = [
         f"From `benchmarks/results/guided`, made on {places}. Scores: mean of fresh episodes, "
-        "epsilon 0.01, with a 95% bootstrap interval. The last columns: agent steps until three "
+        "epsilon 0.01, with a 95% bootstrap interval; of a guide also the agent steps that it was "
+        "trained for, which no other column counts. The last columns: agent steps until three "
         "checkpoints in a row are, in the mean, above the guide's interval; without a guide that "
         "is of the DQNs of both seeds. A guided run's steps include its guide's play.",
         "",
@@ -144,11 +145,17 @@ def render() -> str:
             steps_to(one.teacher, level) for one in alone.values() if one.game == results.game
         ]
         lines.append(
-            f"| {name.replace('_', ' ')} | {cell(results.teacher.score)} | {cell(student.score)} | "
+            f"| {name.replace('_', ' ')} | {cell(results.teacher.score)}, "
+            f"{guide_steps(results.game):,} steps | {cell(student.score)} | "
             f"{student.curves['score'].at[-1]:,.0f} | {steps_to(student, level)} | "
             f"{'; '.join(needed) or '-'} |"
         )
     return "\n".join([*lines, ""])
+
+
+def guide_steps(game: str) -> int:
+    """Agent steps that a game's guide was trained for."""
+    return int(read_card(RECORDS / f"guide_{game}" / "teacher")["trained_steps"])
 
 
 def steps_to(player: Player, level: float) -> str:

@@ -95,8 +95,8 @@ def render(found: dict[str, Results]) -> str:
     lines = [
         f"From `benchmarks/results/options`, made on {places}. Students of 7% of the shipped "
         "teachers, their last weights: share of the teacher's score above random play, 30 full "
-        "episodes of each of two seeds at epsilon 0.05, with 95% bootstrap intervals over seeds "
-        "and episodes, and the minutes that training took.",
+        "episodes of each of two seeds, which share their play, at epsilon 0.05, with 95% "
+        "bootstrap intervals over seeds and episodes, and the minutes that training took.",
         "",
         f"| what is changed | {' | '.join(games)} | mean |",
         "|---" * (2 + len(games)) + "|",

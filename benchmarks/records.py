@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import machine
 import pages
@@ -125,6 +126,25 @@ def where(runs: dict[str, Sequence[Results]]) -> str:
         place = f"{cores} core{'s' * (cores != 1)} of {one.get('cpu')}, torch {one.get('torch')}"
         found.setdefault(place, []).append(f"`{name}`")
     return "; ".join(f"{place} ({', '.join(names)})" for place, names in found.items())
+
+
+def differences(configs: dict[str, dict[str, Any]]) -> list[str]:
+    """What the runs of a table were told differently, as a paragraph; nothing if nothing.
+
+    Args:
+        configs: Of each run its options, but for those that make the table.
+    """
+    table = {"teacher", "loss", "student"}
+    keys = dict.fromkeys(key for config in configs.values() for key in config)
+    lines = []
+    for key in [key for key in keys if key not in table]:
+        values: dict[str, list[str]] = {}
+        for name, config in configs.items():
+            values.setdefault(str(config.get(key, "not on record")), []).append(f"`{name}`")
+        if len(values) > 1:
+            each = "; ".join(f"{value} ({', '.join(names)})" for value, names in values.items())
+            lines.append(f"`{key}`: {each}")
+    return [f"The runs differ in {'. '.join(lines)}.", ""] if lines else []
 
 
 def _is_kept(key: str) -> bool:

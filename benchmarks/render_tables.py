@@ -82,8 +82,10 @@ def render(found: dict[str, Results], images: Sequence[str]) -> str:
         "episodes that did not choose its checkpoint, with the teacher's share of random actions. "
         "Brackets are 95% bootstrap intervals over seeds and episodes, both resampled; three seeds "
         "are few, so their means stand beside them. Seeds differ in their first weights; they "
-        "share the stream of play and the batches.",
+        "share the stream of play and the batches. Agreement and KL are of the last scoring in "
+        "training, scores of each student's best network.",
         "",
+        *records.differences({name: results.config for name, results in found.items()}),
     ]
     if len(games) > 1:
         lines += ["## All games", "", *overview(games)]
@@ -177,9 +179,11 @@ def section(game: Game) -> list[str]:
             f"| student | parameters | MFLOP | {heads} |",
             "|---" * 8 + "|",
         ]
+        own = list(sizes.students)
         same = game.players.get(("kl", "100%"))
-        own = [one for one in sizes.students if one.size != "100%"]
-        for player in [*([same] if same else []), *own]:
+        if same and not any(one.size == "100%" for one in own):
+            own.insert(0, same)
+        for player in own:
             lines.append(
                 f"| {player.size} | {player.parameters or 0:,.0f} | "
                 f"{(player.flops or 0) / 1e6:.1f} | {cells(player)} |"

@@ -171,7 +171,8 @@ def render(found: dict[str, Any]) -> str:
         return "Not measured yet.\n"
     lines = [
         f"From `benchmarks/results/several_games`, made on {found['machines']}. "
-        "Brackets are 95% bootstrap intervals: seeds are resampled, then their episodes.",
+        "Brackets are 95% bootstrap intervals: seeds are resampled, then their episodes; seeds of "
+        "one run differ in their first weights, and share its play.",
         "",
     ]
     for table in found["tables"]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastdistill import streams
 from fastdistill.envs import PRESETS, Policy, make_atari_screen, make_env
-from fastdistill.evaluation.play import EpsilonGreedy, of_game
+from fastdistill.evaluation.play import EpsilonGreedy, evaluation_mode, of_game
 from fastdistill.networks import QNetwork
 
 
@@ -148,7 +148,8 @@ def _record_screens(
         screen.reset(start)
         screens, scores = [screen.obs[0].transpose(1, 2, 0).copy()], [0.0]
         while len(screens) < pictures:
-            action = actor(env.obs)
+            with evaluation_mode(policy):
+                action = actor(env.obs)
             step = env.step(action)
             screen.step(action)
             screens.append(screen.obs[0].transpose(1, 2, 0).copy())

@@ -8,6 +8,7 @@ finish would favour short ones. Raw scores, epsilon, seed and preset go into the
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,9 +72,9 @@ class Evaluation:
 
     @property
     def mean_error(self) -> float:
-        """Standard error of the mean return, over episodes; 0 of a single one."""
+        """Standard error of the mean return, over episodes; NaN of a single one."""
         number = len(self.returns)
-        return float(np.std(self.returns, ddof=1)) / number**0.5 if number > 1 else 0.0
+        return float(np.std(self.returns, ddof=1)) / number**0.5 if number > 1 else math.nan
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON types."""

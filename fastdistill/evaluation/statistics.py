@@ -136,16 +136,18 @@ def seeds_percent(
 ) -> Interval | None:
     """Share of the teacher's score above random play in percent, over seeds, both sides resampled.
 
-    None where the teacher is, in any resample, no better or worse than random play.
+    None where the teacher is not clearly better than random play: its 95% interval reaches it.
     """
+    if bootstrap_interval([teacher]).low <= random_score:
+        return None
     scores = np.asarray(teacher, np.float64)
     level = scores.mean() - random_score
     # The teacher's score is an estimate too.
     means = resampled_means(returns)
     levels = _drawn_means(scores, len(means), np.random.default_rng(1)) - random_score
-    if level == 0 or not levels.all():
-        return None
-    low, high = np.quantile(100 * (means - random_score) / levels, [0.025, 0.975])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may be at random play
+        shares = 100 * (means - random_score) / levels
+    low, high = np.quantile(shares, [0.025, 0.975])
     value = 100 * (_mean_over_seeds(returns) - random_score) / level
     return Interval(float(value), float(low), float(high))
 
@@ -183,6 +185,12 @@ def over_games(
         one_network: A seed is one network that plays all the games, so that a resample has the same
             seeds in all of them; otherwise each game's seeds are networks of their own.
     """
+    seeds = [len(game) for game in returns]
+    if one_network and len(set(seeds)) > 1:
+        raise ValueError(
+            "over_games: returns must have as many seeds of each game where one network plays all, "
+            f"got {seeds}"
+        )
     rng, means, chosen = np.random.default_rng(0), [], None
     for game in returns:
         if chosen is None or not one_network:

@@ -43,6 +43,14 @@ PAPER_GAMES = (
     ),
 )
 
+# Options that decide nothing of what is learned, or that are told apart by other means.
+_NO_SETTINGS = {
+    "run_dir", "game", "loss", "student", "size", "seed", "seeds", "total_updates", "total_steps",
+    "score_episodes", "score_every_updates", "evaluation_episodes", "evaluation_epsilon",
+    "evaluate_teacher", "checkpoint_every_updates", "checkpoint_every_steps", "log_every_updates",
+    "log_every_steps", "damaged", "engine", "actors", "device", "deterministic", "tensorboard",
+}  # fmt: skip
+
 
 @dataclass(eq=False)
 class Contender:
@@ -62,6 +70,9 @@ class Contender:
         updates: Of each game's runs, or under "" of runs of all; one number for each run.
         seconds: Of training, likewise.
         steps: Agent steps, likewise.
+        settings: Of each game, or of all in one network under "", the options that decide what is
+            learned.
+        diverged: How many of its networks ended early, see ``Player``.
     """
 
     kind: str
@@ -76,6 +87,8 @@ class Contender:
     updates: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     steps: dict[str, list[float]] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    diverged: int = 0
 
     def score(self, game: str) -> Interval | None:
         """Mean of a game over seeds, None where it was not played."""
@@ -142,7 +155,7 @@ def read_contenders(
     """
     known = {game.game: game for game in games}
     seen = {run_dir.resolve()}
-    found: dict[tuple[Any, ...], Contender] = {}
+    found: dict[tuple[Any, ...], list[Contender]] = {}
     _add(found, run_dir, games, known, own=True)
     for path in beside:
         if path.resolve() in seen:
@@ -155,13 +168,30 @@ def read_contenders(
         theirs = read_games(path, games[0].by)
         _check(path, theirs, known)
         _add(found, path, theirs, known, own=False)
-    contenders = list(found.values())
-    for contender in contenders:
-        same = [one for one in contenders if one.label == contender.label]
-        if len(same) > 1:
-            for one in same:
-                one.label += f", {one.cost(one.updates) or 0:,.0f} updates"
-    return contenders
+    _tell_apart(found)
+    return [contender for alike in found.values() for contender in alike]
+
+
+def _tell_apart(found: dict[tuple[Any, ...], list[Contender]]) -> None:
+    """Add what they differ in to the labels that several have."""
+    facts: dict[str, list[tuple[Contender, dict[str, str]]]] = {}
+    for (*_, names, updates), alike in found.items():
+        for one in alike:
+            own = {"updates": f"{updates or 0:,.0f} updates", "games": ", ".join(names)}
+            for place, settings in one.settings.items():
+                of = f" ({place})" if place else ""
+                for key, value in settings.items():
+                    own[key + place] = f"{key.replace('_', ' ')} {value}{of}"
+            facts.setdefault(one.label, []).append((one, own))
+    for same in facts.values():
+        every = [own for _, own in same]
+        keys = [
+            key
+            for key in dict.fromkeys(key for own in every for key in own)
+            if len({own[key] for own in every if key in own}) > 1
+        ]
+        for one, own in same:
+            one.label += "".join(f", {own[key]}" for key in keys if key in own)
 
 
 def _check(path: Path, theirs: Sequence[Results], known: dict[str, Results]) -> None:
@@ -183,7 +213,7 @@ def _check(path: Path, theirs: Sequence[Results], known: dict[str, Results]) -> 
 
 
 def _add(
-    found: dict[tuple[Any, ...], Contender],
+    found: dict[tuple[Any, ...], list[Contender]],
     run_dir: Path,
     games: Sequence[Results],
     known: dict[str, Results],
@@ -201,16 +231,24 @@ def _add(
     metrics = run_dir / "metrics.jsonl"
     records = read_jsonl(metrics) if metrics.is_file() else []
     updates = _number(evaluation.get("updates"))
+    place = "" if names else games[0].game
+    options = games[0].config.items()
+    settings = {key: value for key, value in options if key not in _NO_SETTINGS}
     for (taught, kind, size), by_game in players.items():
-        # Longer runs of the same stand apart.
-        contender = found.setdefault(
-            (taught, kind, size, names, updates),
-            Contender(
-                kind, size, taught, bool(names), own, _label(taught, kind, size, names, known)
-            ),
-        )
+        # Longer runs of the same stand apart, and those with other options.
+        alike = found.setdefault((taught, kind, size, names, updates), [])
+        contender = next((one for one in alike if _fits(one.settings.get(place), settings)), None)
+        if contender is None:
+            label = _label(taught, kind, size, names, known)
+            contender = Contender(kind, size, taught, bool(names), own, label)
+            alike.append(contender)
+        contender.settings.setdefault(place, settings)
+        contender.diverged += max(player.diverged for player in by_game.values())
+        # Measured, and finite; a network of several games in all of them.
+        measured = [game for game, player in by_game.items() if player.score is not None]
+        whole = not names or len(measured) == len(by_game)
         for game, player in by_game.items():
-            if game in known and player.score is not None:  # measured, and finite
+            if game in known and game in measured and whole:
                 contender.returns.setdefault(game, []).extend(player.returns)
             if game in known and "score" in player.curves:
                 contender.curves.setdefault(game, []).append(player.curves["score"])
@@ -218,7 +256,6 @@ def _add(
         share = read_curve(records, [f"students/{name}/share" for name in first.names], games[0].by)
         if names and share is not None:
             contender.curves.setdefault("", []).append(share)
-        place = "" if names else games[0].game
         parameters = _parameters(run_dir, evaluation, first) if names else first.parameters
         if parameters is not None:
             contender.parameters[place] = parameters
@@ -229,6 +266,13 @@ def _add(
         ):
             if value is not None:
                 values.setdefault(place, []).append(value)
+
+
+def _fits(known: dict[str, Any] | None, settings: dict[str, Any]) -> bool:
+    """Whether two runs learned with the same options; one that is not on record differs in none."""
+    if known is None:
+        return True
+    return all(known[key] == settings[key] for key in known.keys() & settings.keys())
 
 
 def _label(

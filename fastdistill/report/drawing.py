@@ -164,7 +164,7 @@ def _inline(svg: str, title: str) -> str:
     assert box is not None
     svg = re.sub(
         r"<svg[^>]*>",
-        f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(title)}">',
+        lambda _: f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(title)}">',
         svg,
         count=1,
     )

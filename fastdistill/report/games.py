@@ -96,8 +96,9 @@ def best_contender(games: Sequence[Results], contenders: Sequence[Contender]) ->
 def _headline(games: Sequence[Results], contenders: Sequence[Contender]) -> str:
     titles = [game_title(game.game) for game in games]
     text = f"One network plays {', '.join(titles[:-1])} and {titles[-1]}"
-    found = best_contender(games, contenders).together(games)
-    if found is None or found.percent is None:
+    best = best_contender(games, contenders)
+    found = best.together(games)
+    if not best.taught or found is None or found.percent is None:
         return text
     return f"{text} at {percent(found.percent.value)} of its teachers’ level"
 
@@ -134,8 +135,8 @@ def _legend(contenders: Sequence[Contender]) -> str:
 def _figure_note(contenders: Sequence[Contender]) -> str:
     note = "Scores while training are means of few episodes and, of one run’s seeds, of these. The "
     note += "teacher’s band is the 95% interval of its mean."
-    if any(not one.taught and one.returns for one in contenders):
-        note += " A network that learned without a teacher is a line at the score it ended with."
+    if any(one.returns.keys() - one.curves.keys() for one in contenders):
+        note += " A network without scores of its training is a line at the score it ended with."
     return note
 
 
@@ -166,6 +167,7 @@ def _title(contender: Contender, style: LineStyle, contenders: Sequence[Contende
     name, _, more = contender.label.partition(", ")
     small = [more] if more else []
     small += [f"{contender.seeds} seeds"] if contender.seeds > 1 else []
+    small += [f"{contender.diverged} of them diverged"] if contender.diverged else []
     swatch = _swatch(style) if len(contenders) > 1 else ""
     return swatch + escape(name) + (_small(escape(", ".join(small))) if small else "")
 
@@ -180,7 +182,8 @@ def _training(contender: Contender) -> str:
 
 
 def _together_note(games: Sequence[Results], contenders: Sequence[Contender]) -> str:
-    note = "Small print: 95% bootstrap intervals; seeds are resampled, then each game’s episodes. "
+    note = "Small print: 95% bootstrap intervals; seeds are resampled, then each game’s episodes; "
+    note += "seeds of one run differ in their first weights, and share its play. "
     note += "Level is (score − random play) / (teacher’s score − random play), its mean over the "
     note += "games. The geometric mean is the paper’s measure, of student’s score / teacher’s "
     note += "score. Training is a run’s, however many students it had side by side; of networks "

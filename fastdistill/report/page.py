@@ -206,6 +206,8 @@ def _table(results: Results) -> str:
 def _row(results: Results, player: Player, style: LineStyle | None) -> str:
     swatch = _swatch(style) if style and len(results.students) > 1 else ""
     below = f"{len(player.names)} seeds" if len(player.names) > 1 else ""
+    if player.diverged:
+        below += f", {player.diverged} of them diverged" if below else "diverged"
     if style is None:
         below = "" if player.names[0] == player.label else player.names[0]
     relative = _interval(player.percent, percent)

@@ -7,7 +7,6 @@ resamples seeds, then episodes. A single student's numbers are those of the file
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdistill._files import parse_json, read_bytes
 from fastdistill.evaluation.statistics import (
     Interval,
     seeds_percent,
@@ -30,6 +30,8 @@ CURVES = ("score", "loss", "agreement", "kl")
 BATCHES = ("1", "1024")
 # Share of the teacher's level, in percent, that the headline asks of a student.
 GOOD_PERCENT = 95.0
+# Of a run's evaluation and of its configuration.
+MAX_FILE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,8 @@ class Player:
         percent: Of the teacher, on the (score - random) scale, likewise.
         latency_seconds: Batch size -> median seconds of a forward pass, mean over seeds.
         curves: By name of ``CURVES``; those that have points.
+        diverged: How many of the seeds ended early, their loss or weights not finite; what they
+            were before that has played.
     """
 
     label: str
@@ -77,6 +81,7 @@ class Player:
     percent: Interval | None
     latency_seconds: dict[str, float | None]
     curves: dict[str, Curve]
+    diverged: int = 0
 
     @property
     def episodes(self) -> list[float]:
@@ -147,7 +152,7 @@ def read_games(run_dir: Path, by: str | None = None) -> list[Results]:
     if "games" not in evaluation:
         return [read_results(run_dir, evaluation, by=by)]
     games = evaluation["games"]
-    if not isinstance(games, list) or not all(isinstance(game, dict) for game in games):
+    if not isinstance(games, list) or not games or not all(isinstance(one, dict) for one in games):
         raise ValueError(
             f"write_report: {run_dir / 'evaluation.json'} must hold games (a list of objects), "
             f"got {_shortened(games)}"
@@ -178,7 +183,10 @@ def read_results(
     """
     path = run_dir / "evaluation.json"
     evaluation = read_evaluation(run_dir) if evaluation is None else evaluation
-    for key, kind in (("game", str), ("teacher", dict), ("students", list)):
+    kinds = {"game": str, "teacher": dict, "students": list}
+    if evaluation.get("commands") is not None:
+        kinds["commands"] = list
+    for key, kind in kinds.items():
         if not isinstance(evaluation.get(key), kind):
             raise ValueError(
                 f"write_report: {path} must hold {key} ({kind.__name__}), "
@@ -285,6 +293,7 @@ def _player(
             for batch in BATCHES
         },
         curves=curves,
+        diverged=sum(entry.get("diverged_updates") is not None for entry in entries),
     )
 
 
@@ -312,8 +321,8 @@ def read_curve(records: list[dict[str, Any]], keys: list[str], by: str) -> Curve
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        found = parse_json(read_bytes(path, limit_bytes=MAX_FILE_BYTES), non_finite=True)
+    except ValueError as error:
         raise ValueError(f"write_report: {path} must be readable JSON, got {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"write_report: {path} must hold an object, got {_shortened(found)}")

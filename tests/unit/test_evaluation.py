@@ -252,3 +252,17 @@ def test_a_gif_of_nobody_is_refused(tmp_path):
     with pytest.raises(ValueError, match="max_seconds must be above 0, got 0"):
         record_comparison_gif({"a": constant(0, 6)}, "pong", tmp_path / "none.gif", max_seconds=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_plays_in_evaluation_mode_and_is_put_back(tmp_path):
+    modes = []
+
+    class Player(torch.nn.Module):
+        def forward(self, obs):
+            modes.append(self.training)
+            return torch.zeros(len(obs), 6)
+
+    player = Player()
+    record_comparison_gif({"one": player}, "pong", tmp_path / "a.gif", max_seconds=0.2)
+    assert set(modes) == {False}
+    assert player.training

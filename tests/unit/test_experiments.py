@@ -64,3 +64,11 @@ def test_a_guide_ends_with_the_first_network_that_reaches_its_goal(experiment, t
         teacher.unlink(missing_ok=True)
         teacher.write_text(json.dumps({"scoring": {"mean": mean}}))
         assert stop.requested == enough
+
+
+def test_what_the_runs_of_a_table_were_told_differently_is_said(experiment):
+    records = experiment("distill_tables").records
+    same = {"teacher": "zoo:pong", "learning_rate": 0.002}
+    assert records.differences({"a": same, "b": {**same, "teacher": "zoo:qbert"}}) == []
+    (text, _) = records.differences({"a": same, "b": {"teacher": "zoo:pong"}})
+    assert text == "The runs differ in `learning_rate`: 0.002 (`a`); not on record (`b`)."

@@ -203,3 +203,57 @@ def test_a_record_of_more_episodes_is_said():
     assert episodes_of_each([game(True, 10), game(False, 30)], "each") == "10 full episodes each"
     more = episodes_of_each([game(True, 30), game(True, 10)], "each")
     assert more == "10 full episodes each, 10 or 30 of a teacher on record"
+
+
+def changed(run_dir, **options):
+    path = run_dir / "config.json"
+    record = json.loads(path.read_text())
+    record["config"] |= options
+    path.write_text(json.dumps(record))
+
+
+def test_runs_of_other_options_are_no_seeds_of_each_other(tmp_path):
+    for place, name in enumerate(("run", "plain", "norm")):
+        made_up_games_run(tmp_path / name, seeds=1, seed=place + 1)
+    changed(tmp_path / "run", layer_norm=False, seed=1, learning_rate=0.002)
+    changed(tmp_path / "plain", layer_norm=False, seed=2)  # its rate is not on record
+    changed(tmp_path / "norm", layer_norm=True, seed=3, learning_rate=0.002)
+    games = read_games(tmp_path / "run")
+    found = read_contenders(tmp_path / "run", games, [tmp_path / "plain", tmp_path / "norm"])
+    assert {one.label: one.seeds for one in found} == {
+        "kl multi, layer norm False": 2, "kl multi, layer norm True": 1,
+    }  # fmt: skip
+
+
+def test_a_seed_that_ended_early_is_named(tmp_path):
+    made_up_games_run(tmp_path / "run", seeds=3)
+    path = tmp_path / "run" / "evaluation.json"
+    record = json.loads(path.read_text())
+    for game in record["games"]:
+        game["students"][1]["diverged_updates"] = 2600
+    path.write_text(json.dumps(record))
+    (contender,) = read_contenders(tmp_path / "run", read_games(tmp_path / "run"), [])
+    assert (contender.seeds, contender.diverged) == (3, 1)
+    page = write_report(tmp_path / "run").read_text()
+    assert "3 seeds, 1 of them diverged" in page
+
+
+def test_who_had_no_teacher_has_no_share_of_one(tmp_path):
+    made_up_games_run(tmp_path / "joint", recipe="teacher_dqn")
+    page = write_report(tmp_path / "joint").read_text()
+    assert "One network plays Pong, Freeway and Qbert</h1>" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "must be readable JSON, got more than 32 levels"),
+        ('{"game": "pong", "epsilon": ' + "9" * 400 + "}", "got an integer of 400 digits"),
+        ('{"games": []}', r"must hold games \(a list of objects\), got \[\]"),
+        ('{"game": "pong", "teacher": {}, "students": [], "commands": 5}', "must hold commands"),
+    ],
+)
+def test_a_damaged_evaluation_is_refused_in_words(tmp_path, text, message):
+    (tmp_path / "evaluation.json").write_text(text)
+    with pytest.raises(ValueError, match=f"write_report: .*{message}"):
+        write_report(tmp_path)

@@ -14,6 +14,7 @@ from fastdistill.evaluation.statistics import (
     bootstrap_interval,
     human_normalized_score,
     interquartile_mean,
+    over_games,
     seeds_percent,
     seeds_score,
     summarize,
@@ -118,3 +119,18 @@ def test_empty_input_is_refused():
         bootstrap_interval([[1.0], []])
     with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 95"):
         bootstrap_interval([[1.0]], confidence=95)
+
+
+def test_no_share_of_a_teacher_that_may_be_no_better_than_random_play():
+    worse, near, better = [19.0, 21.0, 20.0], [21.0, 30.0, 20.0], [30.0, 31.0, 29.0]
+    students = [[10.0, 11.0], [9.0, 12.0]]
+    assert seeds_percent(students, worse, 22.0) is None
+    assert seeds_percent(students, near, 22.0) is None
+    assert seeds_percent(students, better, 22.0) is not None
+
+
+def test_one_network_has_as_many_seeds_in_all_games():
+    games = [[[1.0, 2.0], [2.0, 3.0]], [[4.0, 5.0]]]
+    with pytest.raises(ValueError, match=r"over_games: returns must have as many .* got \[2, 1\]"):
+        over_games(games, [[5.0, 6.0], [7.0, 8.0]], [0.0, 0.0])
+    assert over_games(games, [[5.0, 6.0], [7.0, 8.0]], [0.0, 0.0], one_network=False).percent
