@@ -32,7 +32,7 @@ from fastdistill.networks.cards import (
     card_digest,
     check_card,
 )
-from fastdistill.networks.games import give_each_head_its_own
+from fastdistill.networks.games import OF_EACH_HEAD, give_each_head_its_own
 from fastdistill.networks.qnetwork import QNetwork, num_parameters
 
 FORMAT = "fastdistill-checkpoint-1"
@@ -227,7 +227,8 @@ def save_network(
         network: A ``QNetwork``, whose architecture is written into the card, so that
             ``load_network`` can build it again; of any other module the weights, for
             ``load_weights``.
-        card: What else to say; ``versions`` are added.
+        card: What else to say; what it says of another network's architecture, as a card that was
+            read does, makes way for this one's. ``versions`` are added.
         dtype: Of the parameters in the file; buffers stay as they are. Reading gives float32.
     """
     parameters = {name for name, _ in network.named_parameters()}
@@ -239,9 +240,9 @@ def save_network(
         path,
         tensors,
         {
+            **{key: value for key, value in card.items() if key not in ("architecture", "module")},
             **_origin(network),
             "parameters": num_parameters(network),
-            **card,
             "versions": versions(),
         },
     )
@@ -287,15 +288,19 @@ def load_network(path: str | Path) -> tuple[QNetwork, dict[str, Any]]:
             f"{len(network.games)}"
         )
     expected = network.state_dict()
-    if heads > 1:
-        give_each_head_its_own(tensors, expected)
     for name in sorted(expected.keys() | tensors.keys()):
         wanted, found = _kind_of(expected.get(name)), _kind_of(tensors.get(name))
-        if wanted != found:
+        of_all = _kind_of(expected[name][0]) if heads > 1 and name in OF_EACH_HEAD else wanted
+        if found not in (wanted, of_all):
             raise CheckpointError(
                 f"load_network: tensor {shown(name)} of {path} must be {wanted} for its "
                 f"architecture, got {found}"
             )
+    if heads > 1:
+        try:
+            give_each_head_its_own(tensors, expected, limit_bytes=MAX_WEIGHTS_BYTES)
+        except ValueError as error:
+            raise CheckpointError(f"load_network: tensors of {path} must {error}") from error
     # Copies: what safetensors returns lies anywhere in memory, and on some CPUs the last bit of a
     # product depends on that. `to_empty` would import sympy and torch's symbolic shapes.
     copies = {name: tensors[name].to(like.dtype, copy=True) for name, like in expected.items()}

@@ -7,13 +7,30 @@ from typing import Any
 
 from torch import Tensor
 
+# Input statistics.
+OF_EACH_HEAD = ("obs_mean", "obs_scale")
 
-def give_each_head_its_own(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Before version 0.2 all heads of a network shared their input statistics."""
-    for name in ("obs_mean", "obs_scale"):
-        found, wanted = tensors.get(name), expected[name].shape
-        if found is not None and found.shape == wanted[1:]:
-            tensors[name] = found.expand(wanted).contiguous()
+
+def give_each_head_its_own(
+    tensors: dict[str, Tensor], expected: dict[str, Tensor], *, limit_bytes: int
+) -> None:
+    """Before version 0.2 all heads of a network shared their input statistics.
+
+    Args:
+        tensors: Of a file, whose shapes are otherwise those expected; changed.
+        expected: Of the network.
+        limit_bytes: Most that the statistics of all heads may take.
+
+    Raises:
+        ValueError: They would take more.
+    """
+    for name in OF_EACH_HEAD:
+        found, wanted = tensors[name], expected[name]
+        if found.shape == wanted.shape[1:]:
+            size = wanted.numel() * found.element_size()
+            if size > limit_bytes:
+                raise ValueError(f"have at most {limit_bytes} bytes of {name}, got {size}")
+            tensors[name] = found.expand(wanted.shape).contiguous()
 
 
 def game_card(card: dict[str, Any], game: str) -> dict[str, Any]:

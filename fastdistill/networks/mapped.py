@@ -7,7 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastdistill.networks.checkpoint import CheckpointError, read_card, safetensors_library
+from fastdistill.networks.checkpoint import (
+    CheckpointError,
+    description_path,
+    read_card,
+    safetensors_library,
+)
 
 
 def map_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -22,7 +27,7 @@ def map_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: No such checkpoint, or its tensors do not fit into their file.
     """
-    path = Path(path)
+    path = description_path(Path(path))
     weights = path.with_name(read_card(path)["weights"]["file"])
     library = safetensors_library()
     try:

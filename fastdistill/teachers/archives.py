@@ -14,6 +14,7 @@ import pickletools
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,10 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _ENCRYPTED = 0x1
+# What zipfile raises over damaged files.
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, struct.error,
+)  # fmt: skip
 
 # What a state dict is pickled from; torch's loader would accept more.
 _HARMLESS = re.compile(
@@ -96,7 +101,7 @@ def read_members(
                 for name, limit in limits.items()
                 if name in infos
             }
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, struct.error) as error:
+    except _DAMAGED as error:
         raise source.refuse(f"be a sound {what}", error) from error
 
 
@@ -124,7 +129,7 @@ def read_tensors(source: Source, payload: bytes, what: str) -> dict[str, Any]:
             if len(pickles) != 1:
                 raise source.refuse(f"hold one data.pkl in {what}", len(pickles))
             program = _read(source, archive, infos[pickles[0]], MAX_PICKLE_BYTES, what)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, struct.error) as error:
+    except _DAMAGED as error:
         raise source.refuse(f"hold a sound {what}", error) from error
     _check_pickle(source, program, what)
     try:

@@ -61,9 +61,11 @@ class DrawnEnsemble(nn.Module):
         """``[batch, *obs_shape]`` to ``[batch, actions]`` float32."""
         drawn = draw(obs, len(self.members))
         rows = [(drawn == number).nonzero().squeeze(1) for number in range(len(self.members))]
+        # Who has no rows is not asked: not every module can answer an empty batch.
         policies = [
             torch.log_softmax(member(obs[own]).double() / temperature, dim=1).float()
             for member, temperature, own in zip(self.members, self.temperatures, rows, strict=True)
+            if len(own) or not len(obs)
         ]
         return torch.cat(policies)[torch.cat(rows).argsort()]
 

@@ -267,18 +267,18 @@ def _games(module: nn.Module) -> tuple[str, ...]:
 def _one_game(
     module: nn.Module, card: dict[str, Any], env: LaneEnv | EnvSpec | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Of a checkpoint of several games the one that is asked for; any other as it is."""
+    """Of a network of several games the one that is asked for; any other as it is."""
     games = _games(module)
-    if not games or not card:
+    if not games:
         return module, card
     assert isinstance(module, QNetwork)
     spec = env.spec if isinstance(env, LaneEnv) else env
     if spec is None or spec.name not in games:
         raise ValueError(
-            f"load_teacher: game must be one of the checkpoint's, {', '.join(games)}, got "
+            f"load_teacher: game must be one of the network's, {', '.join(games)}, got "
             f"{None if spec is None else spec.name!r}"
         )
-    return module.for_task(spec.name), game_card(card, spec.name)
+    return module.for_task(spec.name), game_card(card, spec.name) if card else card
 
 
 def _copy(module: nn.Module) -> nn.Module:

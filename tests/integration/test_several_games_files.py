@@ -8,14 +8,16 @@ import copy
 import pytest
 import torch
 from cartpole import assert_equal, weights
+from torch import nn
 from two_games import SMALL, small_network, two_games
 
 import fastdistill as fd
 from fastdistill.cli import main
-from fastdistill.networks import Architecture, QNetwork, save_network
-from fastdistill.networks.checkpoint import write_checkpoint
+from fastdistill.networks import Architecture, QNetwork, checkpoint, save_network
+from fastdistill.networks.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from fastdistill.recipes import distill as recipe
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.teachers.ensemble import DrawnEnsemble
 
 
 def test_a_checkpoint_of_several_games_serves_each(tmp_path, capsys):
@@ -37,10 +39,8 @@ def test_a_checkpoint_of_several_games_serves_each(tmp_path, capsys):
         assert record.metadata["game"] == game
     capsys.readouterr()
     assert main(["evaluate", str(path)]) == 2
-    assert "game must be one of the checkpoint's, CartPole-v1, FdWalk-v0" in capsys.readouterr().err
-    with pytest.raises(
-        ValueError, match="game must be one of the checkpoint's, CartPole-v1, FdWalk-"
-    ):
+    assert "game must be one of the network's, CartPole-v1, FdWalk-v0" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="game must be one of the network's, CartPole-v1, FdWalk-"):
         fd.load_teacher(path, "FdWalk5-v0")
     with pytest.raises(ValueError, match=r"CartPole-v1, FdWalk-v0, got None"):
         fd.load_teacher(path)
@@ -194,3 +194,56 @@ def test_drawn_labels_are_the_same_after_a_stop(tmp_path):
 def test_teachers_that_cannot_go_together_are_refused(source, message):
     with pytest.raises(ValueError, match=message):
         fd.load_teacher(source)
+
+
+def test_a_network_of_several_games_teaches_the_one_that_is_asked_for():
+    """Also as a module, which has no card."""
+    network = QNetwork.seeded(Architecture((4,), (2, 2), hidden=(8,)), 1)
+    network.games = ("Acrobat-v0", "CartPole-v1")
+    obs = torch.randn(5, 4)
+    teacher = fd.load_teacher(network, "CartPole-v1")
+    assert torch.equal(teacher.values(obs), network.for_task(1)(obs))
+    with pytest.raises(ValueError, match=r"game must be one of the network's, .*, got 'FdWalk-v0'"):
+        fd.load_teacher(network, "FdWalk-v0")
+    with pytest.raises(ValueError, match=r"game must be one of the network's, .*, got None"):
+        fd.load_teacher(network)
+
+
+def test_a_card_of_another_network_makes_way(tmp_path):
+    large, small = (QNetwork(Architecture((4,), (2,), hidden=(units,))) for units in (64, 8))
+    card = fd.load_network(save_network(tmp_path / "t", large, {"game": "CartPole-v1"}))[1]
+    save_network(tmp_path / "t", small, card)
+    loaded, again = fd.load_network(tmp_path / "t")
+    assert loaded.architecture == small.architecture
+    assert again["parameters"] == sum(p.numel() for p in small.parameters())
+
+
+def test_shared_statistics_are_spread_after_all_else_was_compared(tmp_path, monkeypatch):
+    network = QNetwork(Architecture((4,), (2, 2), hidden=(8,)))
+    path = save_network(tmp_path / "net", network, {})
+    tensors, card = read_checkpoint(path)
+    shared = {name: tensors[name][0] for name in ("obs_mean", "obs_scale")}
+    write_checkpoint(tmp_path / "less", shared, card)
+    monkeypatch.setattr(checkpoint, "give_each_head_its_own", lambda *_, **__: pytest.fail("early"))
+    with pytest.raises(CheckpointError, match=r"heads.0.* must be floats .* got absent"):
+        fd.load_network(tmp_path / "less")
+    monkeypatch.undo()
+    write_checkpoint(tmp_path / "large", {**tensors, **shared}, card)
+    monkeypatch.setattr(checkpoint, "MAX_WEIGHTS_BYTES", 16)
+    monkeypatch.setattr(checkpoint, "read_checkpoint", lambda path: ({**tensors, **shared}, card))
+    with pytest.raises(CheckpointError, match="must have at most 16 bytes of obs_mean, got 32"):
+        fd.load_network(tmp_path / "large")
+
+
+class NeverEmpty(nn.Module):
+    """As a distribution's mean, which cannot be reshaped where there is nothing."""
+
+    def forward(self, obs):
+        return obs[:, :2].reshape(len(obs), 2, -1).mean(-1)
+
+
+def test_who_is_not_drawn_is_not_asked():
+    members = [NeverEmpty(), NeverEmpty()]
+    drawn = DrawnEnsemble(members, (1.0, 1.0))
+    for row in torch.randn(20, 1, 4):
+        torch.testing.assert_close(drawn(row), torch.log_softmax(row[:, :2], dim=1))

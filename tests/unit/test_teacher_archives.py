@@ -169,6 +169,10 @@ ARCHIVES = {
     "a flipped byte": (
         lambda p: damaged(write(p, members()), lambda old: old.replace(b"Box", b"Bax", 1)),
         "must be a sound zip archive, got Bad CRC-32 for file 'data'"),
+    "a broken stream": (
+        lambda p: damaged(write(p, members(data=b"{}" * 500), zipfile.ZIP_DEFLATED),
+                          lambda old: old.replace(old[34:44], b"\xff" * 10, 1)),
+        "must be a sound zip archive, got Error -3 while decompressing"),
     "no data": (lambda p: write(p, {"policy.pth": b""}), "got no member 'data'"),
     "no weights": (lambda p: write(p, {"data": b"{}"}), "got no member 'policy.pth'"),
     "an upward path": (lambda p: write(p, members(**{"../../etc/x": b""})),
