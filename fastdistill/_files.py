@@ -10,8 +10,10 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import stat
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,12 @@ def read_bytes(path: Path, *, limit_bytes: int, exact_bytes: int | None = None) 
         os.close(descriptor)
 
 
-def parse_json(payload: bytes) -> Any:
+def parse_json(payload: bytes, *, non_finite: bool = False) -> Any:
     """JSON as RFC 8259 has it, and nothing that Python adds or that two readers see differently.
+
+    Args:
+        payload: The text.
+        non_finite: Take NaN and infinities, too, which Python writes into what it calls JSON.
 
     Raises:
         ValueError: What was found: not UTF-8, not JSON, NaN or infinity, a key twice, more than
@@ -65,7 +71,7 @@ def parse_json(payload: bytes) -> Any:
     """
     too_deep = f"more than {MAX_JSON_DEPTH} levels of nesting"
     try:
-        value = _DECODER.decode(payload.decode())
+        value = (_LENIENT if non_finite else _DECODER).decode(payload.decode())
     except RecursionError:
         raise ValueError(too_deep) from None
     level = [value]
@@ -81,29 +87,40 @@ def parse_json(payload: bytes) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write a file that takes the path's name when the block ends, complete and on disk.
+
+    Each time another name, so that any threads and processes may write to one path.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        _to_disk(temporary)
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _to_disk(path.parent)  # the rename itself must survive a power cut
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, payload: bytes, *, function: str) -> None:
     """Write a file that appears under its name when complete and on disk, in one step.
 
     Raises:
         OSError: In the name of ``function``, with the file and the reason.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # the rename itself must survive a power cut
-        finally:
-            os.close(directory)
+        with replacing(path) as temporary:
+            temporary.write_bytes(payload)
     except OSError as error:
         raise unwritable(function, path, error) from error
 
@@ -159,3 +176,4 @@ _DECODER = json.JSONDecoder(
     parse_float=_float,
     parse_constant=_constant,
 )
+_LENIENT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float)

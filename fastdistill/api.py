@@ -79,6 +79,8 @@ def distill(
     own = None if isinstance(student, str) else _own_student(student)
     if teacher is None and data is None:
         raise ValueError("distill: teacher must be given where there is no data, got none")
+    if resume and run_dir is None:
+        raise ValueError("distill: run_dir must be given to resume, got none")
     if teacher is None:
         run_dir = run_dir or unused(Path("runs") / f"distill-{Path(str(data)).name}")
     teachers = tuple(teacher.values()) if isinstance(teacher, Mapping) else _some(teacher)
@@ -90,8 +92,6 @@ def distill(
     if not teachers and teacher is not None:
         raise ValueError("distill: teacher must name at least one game, got none")
     names = ",".join(found if isinstance(found, str) else BROUGHT for found in envs)
-    if resume and run_dir is None:
-        raise ValueError("distill: run_dir must be given to resume, got none")
     if run_dir is None:
         about = names
         if not envs:  # whatever game the teacher knows

@@ -80,11 +80,16 @@ def evaluate(
         view: Key of what it sees of Dict observations; a checkpoint remembers its own.
     """
     usable_device(device)
+    for option, least, value in (
+        ("episodes", 1, episodes), ("lanes", 1, lanes), ("workers", 0, workers),
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"evaluate: {option} must be at least {least}, got {value}")
     teacher = load_teacher(checkpoint, game, device=device, view=view)
     name = game or recorded_game(teacher.card)
     if not name:
         raise ValueError("evaluate: game must be given, the checkpoint does not name one")
-    number = max(1, min(lanes, episodes))
+    number = min(lanes, episodes)
     if workers:
         record = evaluate_spread(
             teacher, name, workers=workers, episodes=episodes, preset=preset, epsilon=epsilon,

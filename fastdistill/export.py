@@ -14,7 +14,6 @@ import copy
 import importlib
 import json
 import logging
-import os
 import statistics
 import time
 import warnings
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastdistill._files import replacing
 from fastdistill.envs import engine_options, make_env
 from fastdistill.envs.lanes import LaneEnv
 from fastdistill.evaluation.cost import describe_machine
@@ -236,8 +236,7 @@ def _write(
 ) -> ExportRecord:
     write, open_file = {"onnx": (_write_onnx, _open_onnx), "pt2": (_write_pt2, _open_pt2)}[format]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         # Before the other engine is there: its threads would wait for work on the same cores.
         latency = {"torch": _latency(module, observations)}
         with _quiet_exporter():
@@ -252,10 +251,6 @@ def _write(
         latency["onnxruntime" if format == "onnx" else format] = _latency(run, observations)
         del run  # its file is about to be renamed
         size_bytes = temporary.stat().st_size
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return ExportRecord(
         path=path,
         format=format,

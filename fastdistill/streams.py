@@ -10,7 +10,7 @@ import numpy as np
 
 # Second words of a seed's entropy. A third one, where there is one, is the task's place, further
 # ones are of the part: which shard, rank or actor plays, and how often it has begun anew.
-EVALUATION, TRAINING, STATISTICS, ACTING, LEARNING, STUDENTS = 1, 2, 3, 4, 5, 6
+EVALUATION, TRAINING, STATISTICS, ACTING, LEARNING, STUDENTS, UPDATES = 1, 2, 3, 4, 5, 6, 7
 
 # Added to a run's seed, once per round, for the games that choose a network: its evaluation, and
 # the other rounds, play others.

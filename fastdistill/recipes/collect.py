@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from fastdistill.envs import make_env
-from fastdistill.recipes.options import refuse_view
+from fastdistill.recipes.options import MOST, refuse_view
 from fastdistill.recipes.tasks import share_of_cores
 from fastdistill.teachers import Teacher, load_teacher, recorded_game
 from fastdistill.training.process import pick_device
@@ -68,6 +68,8 @@ def collect(
             raise ValueError(f"collect: {name} must be at least 1, got {value}")
     if not 0 <= epsilon <= 1:
         raise ValueError(f"collect: epsilon must be in [0, 1], got {epsilon}")
+    if not 0 <= seed <= MOST["seed"]:
+        raise ValueError(f"collect: seed must be in [0, {MOST['seed']}], got {seed}")
     if isinstance(teacher, str):
         teacher = load_teacher(teacher, game, device=pick_device(device))
     refuse_view("collect", teacher)

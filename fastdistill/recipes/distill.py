@@ -24,6 +24,7 @@ from fastdistill.recipes.distill_parts import DistillParts
 from fastdistill.recipes.sources import open_source
 from fastdistill.recipes.tasks import Given
 from fastdistill.report import try_report
+from fastdistill.training.configuration import read_configuration
 from fastdistill.training.learners.student import OWN, OwnStudent
 from fastdistill.training.process import deterministic_kernels, keep_freed_memory, pick_device
 from fastdistill.training.publishing import load_student
@@ -61,6 +62,8 @@ class DistillResult:
 
         Of several games it is a ``QNetwork`` whose ``for_task("pong")`` plays one of them.
         """
+        if not self.students:
+            raise ValueError(f"student: {self.run_dir} must have one that learned, got none")
         size = OWN if self._own is not None else ""
         return load_student(next(iter(self.students.values())), size, self._spec, self._own)
 
@@ -89,6 +92,8 @@ def train(
         TrainingDiverged: No student's loss is finite any more; the batches are saved.
     """
     keep_freed_memory()
+    if resume:  # its device, too, is the run's own
+        config = read_configuration(config.run_dir / "config.json", "distill", config)
     with ExitStack() as opened:
         ranks = opened.enter_context(open_ranks(pick_device(config.device)))
         run = Run("distill", config, resume=resume, unit="updates", stop=stop, ranks=ranks)

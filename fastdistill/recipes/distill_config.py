@@ -13,6 +13,7 @@ from fastdistill.recipes.options import (
     MOST_STUDENTS,
     at_least,
     at_most,
+    must_be_default,
     names,
     one_of,
     positive,
@@ -195,6 +196,7 @@ class DistillConfig:
     def _check_actors(self) -> None:
         """Actors make their environments by name, and all see all of what these show."""
         if self.engine != "ray":
+            must_be_default(self, "with engine local", "actors")
             return
         self._must_be_none("engine ray", "data", "teacher_view", "student_view")
         if BROUGHT in self.games:
@@ -209,7 +211,9 @@ class DistillConfig:
 
     def _check_data(self) -> None:
         """What was played before holds what was seen then, and nothing else could be."""
-        if self.data is not None:
+        if self.data is None:
+            must_be_default(self, "without data", "labels", "damaged")
+        else:
             self._must_be_none("data", "teacher_view", "student_view")
 
     def _must_be_none(self, beside: str, *options: str) -> None:

@@ -45,6 +45,8 @@ def train(config: DqnConfig, *, resume: bool = False, stop: Stop | None = None) 
         check_games("teacher_dqn", [env.spec for env in envs])
         kind = DqnTeaching if config.guide is None else GuidedTeaching
         parts = kind(config, run, envs, device)  # before the run has a directory
+        if isinstance(parts, GuidedTeaching) and not resume:
+            parts.measure_guide()  # which may be refused
         opened.enter_context(deterministic_kernels(config.deterministic))
         opened.enter_context(run)
         teach(config, run, parts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fastdistill.recipes.options import at_least, one_of, positive, share
+from fastdistill.recipes.options import at_least, must_be_default, one_of, positive, share
 from fastdistill.recipes.teaching_config import TeachingConfig
 from fastdistill.training.guide import SCHEDULES
 
@@ -57,8 +57,8 @@ class DqnOptions(TeachingConfig):
             )
         if several and self.stop_at_return is not None:
             raise ValueError(
-                "DqnConfig: stop_at_return must be left out where there are several games, whose "
-                f"returns have no common scale, got {self.stop_at_return}"
+                f"{type(self).__name__}: stop_at_return must be left out where there are several "
+                f"games, whose returns have no common scale, got {self.stop_at_return}"
             )
 
 
@@ -92,7 +92,10 @@ class DqnConfig(DqnOptions):
         at_least(self, 1, "guide_steps")
         positive(self, "guide_weight", "guide_temperature")
         one_of(self, "guide_schedule", (self.guide_schedule,), SCHEDULES)
-        if self.guide is not None and len(self.games) > 1:
+        if self.guide is None:
+            must_be_default(self, "without a guide", "guide_updates", "guide_weight",
+                            "guide_schedule", "guide_steps", "guide_temperature")  # fmt: skip
+        elif len(self.games) > 1:
             raise ValueError(
                 f"DqnConfig: guide must be left out of several games, got {self.guide!r}"
             )

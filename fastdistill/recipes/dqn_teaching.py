@@ -163,8 +163,9 @@ class DqnTeaching:
         return save_best(self.config, self.run, self.best, network, envs, stopped=stopped)
 
     def checkpoint(self) -> None:
-        """Write everything to continue from."""
-        self.run.checkpoint(*self.state(), self.play.replay.save)
+        """Write everything to continue from; of a finished run no gigabytes of play."""
+        save = None if self.run.finished else self.play.replay.save
+        self.run.checkpoint(*self.state(), save)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything to continue from but the replay."""

@@ -50,8 +50,12 @@ class GuidedTeaching(DqnTeaching):
         """Share of random actions of the network, which has learned from the guide's play."""
         return self.config.epsilon_end
 
-    def start(self) -> list[tuple[Tensor, Tensor]]:
-        """From nothing: first, what the guide and random play score."""
+    def measure_guide(self) -> None:
+        """Find out what the guide and random play score.
+
+        Raises:
+            ValueError: The guide is no better.
+        """
         config, guide = self.config, self.guide
         episodes, seed = 2 * max(config.score_episodes, 5), 2 * streams.SCORING + config.seed
         with judging_games(config, episodes) as (env,):
@@ -64,6 +68,11 @@ class GuidedTeaching(DqnTeaching):
         guide.set_levels(*levels)
         say(f"the guide scores {levels[1]:.6g}, random play {levels[0]:.6g}")
         self.run.at.lap("score")
+
+    def start(self) -> list[tuple[Tensor, Tensor]]:
+        """From nothing."""
+        if not self.guide.is_measured:  # resumed from before the first checkpoint
+            self.measure_guide()
         return super().start()
 
     def step(self) -> None:

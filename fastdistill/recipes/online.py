@@ -206,7 +206,8 @@ class _Parts(DqnTeaching):
     def judge(self, *, stopped: bool) -> bool:
         """Score the students; keep the network if it is the best so far, which they then follow."""
         if stopped:  # nothing that a run which goes on would not have done
-            self.students.save_unscored()
+            if self.students.updates:
+                self.students.save_unscored()
             return super().judge(stopped=True)
         if self.students.updates:
             seconds = {"time/training_seconds": self.run.at.training_seconds}

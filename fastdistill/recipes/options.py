@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -60,6 +61,13 @@ def share(config: object, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             _refuse(config, name, "be in [0, 1]", getattr(config, name))
+
+
+def must_be_default(config: Any, where: str, *names: str) -> None:
+    """Refuse fields that would do nothing."""
+    for field in dataclasses.fields(config):
+        if field.name in names and getattr(config, field.name) != field.default:
+            _refuse(config, field.name, f"be left out {where}", repr(getattr(config, field.name)))
 
 
 def names(text: str | None) -> tuple[str, ...]:

@@ -68,6 +68,8 @@ def open_source(
         raise ValueError(f"distill: follow must be off with several ranks, got {ranks.world}")
     lanes = ranks.part_of("num_lanes", config.num_lanes)
     tasks, envs = open_tasks(config, given, ranks.device, lanes, opened)
+    for task in tasks if config.follow else ():
+        refuse_view("distill", task.teacher, " with follow")
 
     def play(students: Sequence[Student], counters: Counters) -> LabelledPlay:
         return LabelledPlay(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastdistill._files import unwritable
+from fastdistill._files import replacing, unwritable
 from fastdistill._native import core as _core
 from fastdistill.replay.arguments import (
     NORMALIZATIONS,
@@ -35,7 +35,7 @@ from fastdistill.replay.arguments import (
     vector,
 )
 from fastdistill.replay.batch import ReplayBatch, SlabPool, row_bytes
-from fastdistill.replay.files import atomic_write, regular_file
+from fastdistill.replay.files import regular_file
 from fastdistill.replay.processes import OfOneProcess
 
 __all__ = ["PrioritizedReplay", "ReplayBatch", "RowPriorities"]
@@ -366,7 +366,7 @@ class PrioritizedReplay(OfOneProcess):
         """
         target = regular_file("save", path)
         try:
-            with atomic_write(target) as file:
+            with replacing(target) as temporary, temporary.open("xb") as file:
                 self._core.save(file.fileno(), self._schema)
         except OSError as error:
             raise unwritable("save", target, error) from error

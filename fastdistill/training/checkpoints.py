@@ -3,7 +3,9 @@
 
 A checkpoint and the snapshot of its replay are one: written together, read together, removed
 together. All files of a checkpoint carry its step: ``step_N.json``, ``step_N-HASH.safetensors``
-and ``replay_N.bin``. The description comes last and makes the rest count.
+and ``replay_N.bin``; where that is taken, because a checkpoint is written again at the same step,
+``replay_N-1.bin``. The description comes last and makes the rest count; until then the one before
+is whole.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from fastdistill.networks.checkpoint import (
 
 # A file of a checkpoint; ``step`` is its number.
 _OWN = re.compile(
-    r"step_(?P<step>\d{12})(\.json|-[0-9a-f]{12}\.safetensors)|replay_(?P<replay>\d{12})\.bin"
+    r"step_(?P<step>\d{12})(\.json|-[0-9a-f]{12}\.safetensors)"
+    r"|replay_(?P<replay>\d{12})(-1)?\.bin"
 )
 # What a killed process left of one.
 _TORN = re.compile(r"\.(step|replay)_.*\.tmp")
@@ -66,15 +69,15 @@ class TrainingCheckpoints:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         self._remove_all_but(self._steps())  # first, because it makes room
-        snapshot = self._snapshot(step)
         if replay is not None:
+            snapshot = self.directory / f"replay_{step:012d}.bin"
+            if snapshot.exists():
+                snapshot = snapshot.with_name(f"{snapshot.stem}-1.bin")
             replay(snapshot)  # before the description, which must never name what is not there
             card = {**card, "replay": snapshot.name}
         path = write_checkpoint(self.description(step), tensors, {**card, "step": step})
-        if replay is None:
-            snapshot.unlink(missing_ok=True)  # of a checkpoint that was replaced
         before = [older for older in self._steps() if older < step and self._is_usable(older)][-1:]
-        if replay is None and before and self._snapshot(before[0]).exists():
+        if replay is None and before and self._replay_of(before[0]) is not None:
             before = []
         self._remove_all_but([*before, step])
         return path
@@ -105,10 +108,11 @@ class TrainingCheckpoints:
     def _read(
         self, step: int, load_replay: Callable[[Path], None] | None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        path, snapshot = self.description(step), self._snapshot(step)
+        path = self.description(step)
         tensors, card = read_checkpoint(path)
-        _check_names(path, card, step, snapshot.name)
+        _check_names(path, card, step)
         if card.get("replay") is not None and load_replay is not None:
+            snapshot = self.directory / card["replay"]
             if not snapshot.is_file():  # a pipe would be waited for
                 raise CheckpointError(
                     f"TrainingCheckpoints: replay {snapshot} of {path.name} must be a regular "
@@ -125,38 +129,54 @@ class TrainingCheckpoints:
 
     def _is_usable(self, step: int) -> bool:
         """Whether a checkpoint looks whole, without reading its tensors and rows."""
-        try:
-            card = read_card(self.description(step))
-        except CheckpointError:
+        card = self._card(step)
+        if card is None:
             return False
-        return card.get("replay") is None or self._snapshot(step).is_file()
+        return card.get("replay") is None or (self.directory / card["replay"]).is_file()
+
+    def _replay_of(self, step: int) -> str | None:
+        """The name of a checkpoint's snapshot, where it has one."""
+        name: str | None = (self._card(step) or {}).get("replay")
+        return name
+
+    def _card(self, step: int) -> dict[str, Any] | None:
+        path = self.description(step)
+        try:
+            card = read_card(path)
+            _check_names(path, card, step)
+        except CheckpointError:
+            return None
+        return card
 
     def description(self, step: int) -> Path:
         """The path of a checkpoint's description, whether there is one or not."""
         return self.directory / f"step_{step:012d}.json"
-
-    def _snapshot(self, step: int) -> Path:
-        return self.directory / f"replay_{step:012d}.bin"
 
     def _steps(self) -> list[int]:
         names = (_OWN.fullmatch(path.name) for path in self.directory.glob("step_*.json"))
         return sorted(int(name["step"]) for name in names if name)
 
     def _remove_all_but(self, steps: list[int]) -> None:
+        replays = {self._replay_of(step) for step in steps}
         # Descriptions first: one that is left alone would be a damaged checkpoint.
         for path in sorted(self.directory.iterdir(), key=lambda path: path.suffix != ".json"):
             own = _OWN.fullmatch(path.name)
-            is_stale = own is not None and int(own["step"] or own["replay"]) not in steps
+            is_stale = own is not None and (
+                path.name not in replays if own["replay"] else int(own["step"]) not in steps
+            )
             if is_stale or _TORN.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 
-def _check_names(path: Path, card: dict[str, Any], step: int, snapshot: str) -> None:
+def _check_names(path: Path, card: dict[str, Any], step: int) -> None:
     if not is_int(card.get("step")) or card["step"] != step:
         raise CheckpointError(
             f"TrainingCheckpoints: step of {path} must be {step}, got {shown(card.get('step'))}"
         )
-    if card.get("replay") not in (None, snapshot):
+    replay = card.get("replay")
+    own = _OWN.fullmatch(replay) if isinstance(replay, str) else None
+    if replay is not None and (own is None or own["replay"] != f"{step:012d}"):
         raise CheckpointError(
-            f"TrainingCheckpoints: replay of {path} must be {snapshot}, got {shown(card['replay'])}"
+            f"TrainingCheckpoints: replay of {path} must be replay_{step:012d}.bin, got "
+            f"{shown(replay)}"
         )

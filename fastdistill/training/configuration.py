@@ -97,10 +97,11 @@ def read_configuration(path: Path, recipe: str, asked: ConfigT) -> ConfigT:
 
 
 def check_types(config: Config) -> None:
-    """Refuse fields of another type than they are declared with.
+    """Refuse fields of another type than they are declared with, and text that says nothing.
 
     Raises:
         TypeError: With the field.
+        ValueError: Likewise.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -108,6 +109,10 @@ def check_types(config: Config) -> None:
         if not _fits(value, hints[field.name]):
             raise TypeError(
                 f"{type(config).__name__}: {field.name} must be of type {field.type}, got {value!r}"
+            )
+        if isinstance(value, str) and not value.strip(" ,"):
+            raise ValueError(
+                f"{type(config).__name__}: {field.name} must not be empty, got {value!r}"
             )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastdistill._files import is_int, shown
 from fastdistill.envs import LaneEnv, policy_values
+from fastdistill.evaluation.play import evaluation_mode
 from fastdistill.teachers import Teacher
 from fastdistill.training.collector import Choice
 from fastdistill.training.state import check_state
@@ -98,7 +99,8 @@ class Drivers:
             lanes = np.flatnonzero(self.lanes == index)
             part = seen if len(lanes) == len(obs) else seen[torch.from_numpy(lanes)]
             network = self._students[index]
-            logits = policy_values(network, part, device, bfloat16=self._bfloat16)
+            with evaluation_mode(network):
+                logits = policy_values(network, part, device, bfloat16=self._bfloat16)
             greedy[lanes] = logits.argmax(dim=1).cpu().numpy()
         if self._width is not None and labels.shape[1] < self._width:
             labels = nn.functional.pad(labels, (0, self._width - labels.shape[1]))

@@ -61,6 +61,11 @@ class Guide:
         self._schedule = schedule
         self._steps = steps
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the levels are known."""
+        return self.levels[1] > self.levels[0]
+
     def set_levels(self, random: float, level: float) -> None:
         """Take mean returns of random play and of the teacher.
 
@@ -97,4 +102,4 @@ class Guide:
     def collapsed(self, score: float, best: float) -> bool:
         """Whether a network that scores ``score`` lost most of what the best one could do."""
         random = self.levels[0]
-        return score - random < COLLAPSED * (best - random)
+        return best > random and score - random < COLLAPSED * (best - random)

@@ -202,7 +202,8 @@ class LabelledActors(LabelledRows):
         for step in range(BLOCK_STEPS):
             actor.writer.write({name: values[step] for name, values in block.rows.items()})
         self._counters.add_episodes(block.episodes)
-        self._lags.append(self._counters.updates - order.updates)
+        if order.students_share is not None:  # students may have driven
+            self._lags.append(self._counters.updates - order.updates)
         return True
 
     def _begin_anew(self, actor: _Remote, error: Exception) -> None:

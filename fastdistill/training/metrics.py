@@ -164,7 +164,11 @@ def _drop_damage_and_later_records(path: Path, last_step: int) -> None:
             number += 1
         write_atomically(aside, damaged, function="JsonlWriter")
         print(f"{problem}; from there on it is kept as {aside.name}", file=sys.stderr)
-    kept = [line for record, line in records if record["step"] <= last_step]
+    kept = [
+        line
+        for record, line in records
+        if record["step"] <= last_step and "eval/episodes" not in record  # that of the end
+    ]
     write_atomically(path, b"".join(line + b"\n" for line in kept), function="JsonlWriter")
 
 
@@ -177,14 +181,8 @@ class TensorBoardWriter:
     """
 
     def __init__(self, directory: str | Path, *, resume_step: int | None = None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "fastdistill.training.metrics needs tensorboard: pip install 'tensorboard>=2.16'"
-            ) from error
         purge_step = None if resume_step is None else resume_step + 1
-        self._writer: Any = SummaryWriter(str(directory), purge_step=purge_step)
+        self._writer: Any = summary_writer()(str(directory), purge_step=purge_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricsWriter``."""
@@ -195,6 +193,18 @@ class TensorBoardWriter:
     def close(self) -> None:
         """See ``MetricsWriter``."""
         self._writer.close()
+
+
+def summary_writer() -> Any:
+    """The optional library's class, or how to install it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "fastdistill.training.metrics needs tensorboard: pip install 'tensorboard>=2.16', or "
+            "leave it out: --no-tensorboard, tensorboard=False"
+        ) from error
+    return SummaryWriter
 
 
 class RunWriter:

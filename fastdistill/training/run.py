@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A run: one directory, its configuration, clock and files; what is due, and where to continue.
 
-A recipe's loop asks ``over`` and ``due``, and hands over what is to be kept; it opens no file.
+A recipe's loop asks what is ``due``, and hands over what is to be kept; it opens no file.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from fastdistill._files import unwritable, write_atomically
-from fastdistill.envs import engine_versions
+from fastdistill.envs import EnvFault, engine_versions
 from fastdistill.networks.checkpoint import CheckpointError, versions, write_checkpoint
 from fastdistill.training.checkpoints import TrainingCheckpoints
 from fastdistill.training.configuration import Config, configuration_to_json, read_configuration
 from fastdistill.training.counters import Counters
-from fastdistill.training.metrics import Progress, RunWriter
+from fastdistill.training.metrics import Progress, RunWriter, summary_writer
 from fastdistill.training.ranks import ALONE, Ranks, launched_rank
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -34,7 +35,9 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 ENGINE = 4
 
 # What a killed process left of a file that is written in one step (see ``write_atomically``).
-_TORN = re.compile(r"\..+\.(json|html|safetensors|jsonl(\.damaged-\d+)?)\.\d+\.tmp")
+_TORN = re.compile(
+    r"\..+\.(json|html|safetensors|jsonl(\.damaged-\d+)?)\.\d+(\.[0-9a-f]{16})?\.tmp"
+)
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (it names what happened)
@@ -90,6 +93,8 @@ class Run(Generic[ConfigT]):
                 f"open_run: run_dir must not hold a run, got {config.run_dir}; resume it or name "
                 "another"
             )
+        if config.tensorboard and ranks.is_first:
+            summary_writer()  # whether it is there, before anything is written
         self.config = config
         self.at = Counters()
         self.finished = False
@@ -192,7 +197,8 @@ class Run(Generic[ConfigT]):
             try:
                 take(tensors, card)
                 self.at.restore(card["counters"])  # last: its clock goes on from here
-            except CheckpointError:
+                self._seconds = self.at.training_seconds
+            except (CheckpointError, EnvFault, torch.OutOfMemoryError):
                 raise
             except _MISFITS as error:
                 path = self._checkpoints.description(card["step"])
@@ -283,7 +289,7 @@ class Run(Generic[ConfigT]):
             write_checkpoint(path, batch, {"step": self.at.step, "loss": str(loss)})
         return (
             f"training: loss must be finite, got {loss} at step {self.at.step}; "
-            f"the batch is in {path}"
+            f"{'the batch' if batch else 'that it was'} is in {path}"
         )
 
     def refuse_divergence(self, loss: float, batch: Callable[[], dict[str, Tensor]]) -> None:

@@ -125,7 +125,9 @@ def restore_learner(network: nn.Module, optimizer: Optimizer, tensors: dict[str,
                 f"shape {list(tensor.shape)}, {tensor.dtype}"
             )
         entries = optimizer.state.setdefault(int(index), {})
-        entries[name] = tensor.to(parameters[int(index)].device, copy=True)
+        # In the parameter's memory format: the fused steps go through both as they lie in memory.
+        like = like.to(parameters[int(index)].device)
+        entries[name] = torch.empty_like(like, requires_grad=False).copy_(tensor)
     if any(len(entries) < len(optimizer.entries) for entries in optimizer.state.values()):
         raise ValueError(
             f"tensors optimizer.* must be {sorted(optimizer.entries)} of each parameter, got less"

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastdistill import streams
@@ -18,7 +20,7 @@ from fastdistill.evaluation.play import evaluation_mode
 from fastdistill.networks import QNetwork, num_parameters
 from fastdistill.training.counters import Means
 from fastdistill.training.labelled_rows import Lesson
-from fastdistill.training.learners.student import OwnStudent, Student
+from fastdistill.training.learners.student import OWN, OwnStudent, Student
 from fastdistill.training.publishing import load_student, save_student, student_path
 from fastdistill.training.run import Run, TrainingDiverged, say
 from fastdistill.training.selection import Best, Probe, mean_return
@@ -102,7 +104,8 @@ class Students:
             for taught, temperature in zip(labels, temperatures, strict=True)
         ]
         for student in self.learning:
-            learned = student.update(obs, labels, weights, temperatures, learning_rate)
+            with self._random_numbers_of(student):
+                learned = student.update(obs, labels, weights, temperatures, learning_rate)
             learned = self._run.ranks.mean(learned)
             self._means[student.name].add(learned)
             # On a GPU looking would be waiting; the records look there.
@@ -111,6 +114,19 @@ class Students:
                 batch = {"obs": obs, **dict(zip(names, labels, strict=True))}
                 self._end_if_diverged(student, float(learned["loss"]), batch)
         self.updates += 1
+
+    @contextmanager
+    def _random_numbers_of(self, student: Student) -> Iterator[None]:
+        """Of an update: dropout in a caller's module draws the same in a run that was resumed."""
+        if student.size != OWN:
+            yield
+            return
+        ranks = self._run.ranks
+        devices = [ranks.device] if ranks.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            part = (student.seed, self.updates, ranks.rank)
+            torch.manual_seed(streams.native_seed(self._seed, streams.UPDATES, part))
+            yield
 
     def _end_if_diverged(self, student: Student, loss: float, batch: dict[str, Tensor]) -> None:
         if abs(loss) < float("inf"):

@@ -61,6 +61,13 @@ def test_evaluate_takes_the_game_from_the_card_and_other_environments_too(tmp_pa
             "parsing --episodes: invalid literal",
         ),
         (["evaluate", "zoo:pong", "--colour", "red"], "Unrecognized options: --colour"),
+        (["evaluate", "zoo:pong", "--workers", "-1"], "workers must be at least 0, got -1"),
+        (["evaluate", "zoo:pong", "--lanes", "0"], "evaluate: lanes must be at least 1, got 0"),
+        (["evaluate", "zoo:pong", "--episodes", "0"], "episodes must be at least 1, got 0"),
+        (
+            ["collect", "zoo:pong", "--steps", "9", "--out", "shards", "--seed", "-1"],
+            "collect: seed must be in [0, ",
+        ),
         (
             ["distill", "--total-updates", "0"],
             "total_updates must be at least 1, got 0",

@@ -19,7 +19,9 @@ from torch import nn
 
 import fastdistill as fd
 from fastdistill.networks.checkpoint import CheckpointError, load_network
+from fastdistill.recipes import distill as recipe
 from fastdistill.recipes.distill_config import DistillConfig
+from fastdistill.recipes.tasks import Given
 from fastdistill.training.checkpoints import TrainingCheckpoints
 from fastdistill.training.configuration import command_line
 from fastdistill.training.drivers import Drivers
@@ -294,6 +296,13 @@ def test_a_damaged_teacher_file_is_refused(tmp_path):
     [
         ({"loss": "l2"}, "loss must be one of kl, nll, mse, reverse_kl, jsd, got 'l2'"),
         ({"loss": "kl,kl"}, "loss must not repeat, got kl, kl"),
+        ({"loss": ""}, "loss must not be empty, got ''"),
+        ({"teacher": " "}, "teacher must not be empty, got ' '"),
+        ({"data": ""}, "data must not be empty, got ''"),
+        ({"student": ","}, "student must not be empty, got ','"),
+        ({"labels": "mine"}, "labels must be left out without data, got 'mine'"),
+        ({"damaged": "skip"}, "damaged must be left out without data, got 'skip'"),
+        ({"actors": 4}, "actors must be left out with engine local, got 4"),
         (
             {"student": "8%"},
             "student must be one of 100%, 25%, 7%, 4%, multi, multi-wide, got '8%'",
@@ -370,3 +379,58 @@ def test_students_drive_the_share_that_the_driver_option_says(tmp_path, monkeypa
     expected = np.clip((played - 400) // 8, 0, 200) / 200
     assert len(shares) == 8
     assert shares == pytest.approx(expected.tolist())
+
+
+def test_a_module_with_random_numbers_learns_the_same_again_and_resumed(tmp_path):
+    """Dropout draws, and batch normalisation counts; neither does while it drives."""
+
+    def student(spec):
+        return nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, spec.num_actions)
+        )
+
+    options = {
+        "student": student, "total_updates": 40, "score_episodes": 0, "evaluation_episodes": 0,
+        "num_lanes": 1, "checkpoint_every_updates": 10,
+    }  # fmt: skip
+    cartpole(tmp_path / "whole", **options)
+    torch.rand(7)  # where the global generator stands says nothing
+    cartpole(tmp_path / "again", **options)
+    config = DistillConfig(
+        run_dir=tmp_path / "cut", teacher="a module", game="CartPole-v1",
+        **{**SMALL, **options, "student": "own"},
+    )  # fmt: skip
+    given = Given((fd.load_teacher(Balancer(), "CartPole-v1"),))
+
+    class Stops:
+        asked = 0
+
+        @property
+        def requested(self) -> bool:
+            self.asked += 1
+            return self.asked > 500
+
+    assert recipe.train(config, given=given, student=student, stop=Stops()).stopped
+    recipe.train(config, given=given, student=student, resume=True)
+    whole = learned(tmp_path / "whole")
+    for name in ("again", "cut"):
+        for key, tensor in learned(tmp_path / name).items():
+            assert torch.equal(tensor, whole[key]), (name, key)
+    (seen,) = (t for key, t in whole.items() if key.endswith("num_batches_tracked"))
+    assert seen == 40
+
+
+def test_a_resumed_run_keeps_its_device(tmp_path, monkeypatch):
+    cartpole(tmp_path, total_updates=2, score_episodes=0, evaluation_episodes=0)
+    asked = []
+    monkeypatch.setattr(recipe, "pick_device", lambda name: asked.append(name) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        recipe.train(DistillConfig(run_dir=tmp_path), resume=True)
+    assert asked == ["cpu"]
+
+
+def test_what_tensorboard_lacks_is_said_before_there_is_a_directory(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"needs tensorboard: pip install .* tensorboard=False"):
+        cartpole(tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()

@@ -178,3 +178,10 @@ def test_what_nobody_writes_anew_is_refused(tmp_path):
     with pytest.raises(ValueError, match="teacher must be the path of a checkpoint with follow"):
         fd.distill(two, "CartPole-v1", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_with_a_view_is_not_followed(tmp_path):
+    teacher = fd.load_teacher(balancer(tmp_path / "t"), "CartPole-v1", view=lambda record: record)
+    with pytest.raises(ValueError, match="distill: teacher must have no view with follow, got one"):
+        fd.distill(teacher, "CartPole-v1", follow=True, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

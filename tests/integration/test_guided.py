@@ -53,7 +53,10 @@ def guide(tmp_path_factory):
 
 
 def config_of(run_dir: Path, guide: str | None, **changes) -> DqnConfig:
-    return DqnConfig(run_dir=run_dir, guide=guide, **{**TINY, **changes})
+    options = {**TINY, **changes}
+    if guide is None:
+        del options["guide_updates"]
+    return DqnConfig(run_dir=run_dir, guide=guide, **options)
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -219,8 +222,19 @@ def test_what_cannot_be_is_refused(guide, tmp_path):
         for parameter in flat.parameters():
             parameter.zero_()
     save_network(tmp_path / "flat", flat, {"game": "CartPole-v1", "kind": "q_values"})
+    with pytest.raises(ValueError, match="guide_updates must be left out without a guide, got 7"):
+        DqnConfig(guide_updates=7)
     with pytest.raises(ValueError, match="guide must score more than random play, got"):
         dqn.train(config_of(tmp_path / "d", str(tmp_path / "flat")))
+    assert not (tmp_path / "d").exists()
     with pytest.raises(ValueError, match="must"):
         dqn.train(config_of(tmp_path / "e", "zoo:pong"))
     assert not (tmp_path / "e").exists()
+
+
+def test_a_network_below_random_play_has_not_collapsed(guide):
+    found = Guide(load_teacher(guide), weight=1.0, temperature=0.1, schedule="linear", steps=1)
+    found.set_levels(0.0, 10.0)
+    assert found.collapsed(3.0, best=8.0)
+    assert not found.collapsed(5.0, best=8.0)
+    assert not found.collapsed(-6.0, best=-10.0)

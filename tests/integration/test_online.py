@@ -93,6 +93,17 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(whole, tmp_path):
     assert equal(weights(config.run_dir), weights(cut.run_dir))
 
 
+def test_students_that_never_had_a_teacher_leave_no_files_stopped_or_not(tmp_path):
+    config = OnlineConfig(
+        run_dir=tmp_path / "run", **{**TINY, "total_steps": 400, "checkpoint_every_steps": 400}
+    )
+    assert online.train(config, stop=StopAt(70)).stopped
+    result = online.train(config, resume=True)
+    assert result.students == {}
+    with pytest.raises(ValueError, match=r"student: .* must have one that learned, got none"):
+        _ = result.student
+
+
 def test_students_learn_what_a_plain_loop_learns(tmp_path):
     """The loop is written out, with torch's own softmax, divergence and Adam."""
     temperature, rate = 0.5, 5e-4

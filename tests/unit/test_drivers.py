@@ -105,3 +105,16 @@ def test_a_continued_run_owes_what_was_owed():
         first.draw(0.5, rngs[0])
         continued.draw(0.5, rngs[1])
         assert first.lanes.tolist() == continued.lanes.tolist()
+
+
+def test_a_student_drives_as_it_plays_in_an_evaluation():
+    """One lane, of which batch normalisation in training could say nothing."""
+    student = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 5))
+    teacher = SimpleNamespace(values=Always(4), device=torch.device("cpu"))
+    drivers = Drivers(teacher, [student], 1, bfloat16=False)
+    drivers.lanes[:], drivers.students_ready = 0, True
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    obs = np.ones((1, 3), np.float32)
+    drivers(SimpleNamespace(obs=obs, teacher_obs=obs))
+    assert student.training
+    assert all(torch.equal(student.state_dict()[name], before[name]) for name in before)

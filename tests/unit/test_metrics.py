@@ -219,3 +219,12 @@ def test_json_lines_are_json(tmp_path):
     writer.write(1, {"eval/return_mean": -20.5})
     writer.close()
     assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "eval/return_mean": -20.5}
+
+
+def test_the_evaluation_of_a_finished_run_is_recorded_once(tmp_path):
+    """Resumed, it is made again, at the same step."""
+    for _ in range(3):
+        writer = JsonlWriter(tmp_path / "m.jsonl", resume_step=8)
+        writer.write(8, {"eval/return_mean": 1.0, "eval/episodes": 30})
+        writer.close()
+    assert len(read_jsonl(tmp_path / "m.jsonl")) == 1

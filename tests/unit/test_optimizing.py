@@ -135,3 +135,22 @@ slow = {{"torch._dynamo", "sympy"}} & sys.modules.keys()
 assert not slow, slow
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_resumed_state_lies_in_memory_as_its_parameter_does(name: str) -> None:
+    ours, resumed = (nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last) for _ in range(2))
+    optimizer, another = Optimizer(name, ours, 0.1), Optimizer(name, resumed, 0.1)
+    images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+
+    def learn(network: nn.Module, optimizer: Optimizer) -> None:
+        network.zero_grad()
+        network(images).square().sum().backward()
+        optimizer.step()
+
+    learn(ours, optimizer)
+    stored = learner_tensors(ours, optimizer)
+    restore_learner(resumed, another, {key: t.clone().contiguous() for key, t in stored.items()})
+    learn(ours, optimizer)
+    learn(resumed, another)
+    assert torch.equal(ours.weight, resumed.weight)

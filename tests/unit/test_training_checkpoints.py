@@ -253,3 +253,22 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_pair(tmp_path, monkeypatch,
     assert (note, read) == (f"of {value:.0f}", [f"{value:.0f}"])
     put(store, 4)
     assert names(store) == of(int(value), 4)
+
+
+def test_a_kill_while_the_same_step_is_written_again_leaves_the_pair_before(tmp_path, monkeypatch):
+    store = TrainingCheckpoints(tmp_path)
+    put(store, 1)
+    put(store, 2)
+
+    def again(text: str) -> None:
+        store.write(2, {"x": torch.tensor(0.5)}, {"note": text}, writes(text))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastdistill.training.checkpoints.write_checkpoint", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            again("222")
+    assert got(store) == (2.0, "of 2", ["2"])
+    for text in ("222", "333"):
+        again(text)
+        assert got(store) == (0.5, text, [text])
+        assert len(names(store)) == 6

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastdistill import streams
 from fastdistill.envs import EnvSpec
+from fastdistill.evaluation.play import evaluation_mode
 from fastdistill.losses import distill_loss_and_grad
 from fastdistill.networks import QNetwork, paper_architecture
 from fastdistill.training.optimizing import Optimizer
@@ -245,7 +246,7 @@ def make_own(spec: EnvSpec, own: OwnStudent | None) -> nn.Module:
         )
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError("distill: student must have parameters that learn, got none")
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(network):
         values = network(torch.zeros((2, *spec.obs_shape), dtype=spec.obs_dtype))
     got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if got != [2, spec.num_actions]:
