@@ -89,6 +89,24 @@ struct alignas(2 * kCacheLineBytes) Lane {
   WindowTracker tracker;
 };
 
+// Steps [first, end) of a lane.
+struct LaneRun {
+  std::uint64_t first = 0, end = 0;
+};
+
+// What a lane held at one instant of the call, while its writer appends and clears. `Cursors` is
+// Lane, or a test's, whose loads let a writer go on in front of them.
+template <class Cursors>
+LaneRun held_steps(const Cursors& lane, std::uint64_t slots_per_lane) noexcept {
+  // `end` first: a step behind a clear is published (G) after the clear's floor was, so whoever
+  // counts the step sees that floor, and no run goes across a clear, where ages begin anew.
+  const std::uint64_t end = lane.end.load(std::memory_order_acquire);
+  const std::uint64_t floor = lane.floor.load(std::memory_order_acquire);
+  const std::uint64_t first = std::max(end - std::min(end, slots_per_lane), floor);
+  // A floor above `end` is of a clear between the two loads, which left the lane empty.
+  return {.first = first, .end = std::max(end, first)};
+}
+
 template <class Sync>
 class LaneStorage {
  public:

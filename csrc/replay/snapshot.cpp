@@ -31,10 +31,6 @@ constexpr std::uint32_t kNotYetLive = 0, kLive = 1, kKilled = 2;
 // The last step that a file may claim: what comes after it still fits in an id.
 constexpr std::uint64_t kMaxEnd = (kStepMask + 1) / 2;
 
-struct LaneRun {
-  std::uint64_t first = 0, end = 0;
-};
-
 struct RowsHeader {
   Block kind = Block::kRows;
   std::uint32_t lane = 0;
@@ -90,12 +86,8 @@ bool copy_rows(DirectReplay& replay, const RowsHeader& at, Piece& piece) {
 }
 
 LaneRun save_lane(DirectReplay& replay, std::uint32_t lane_index, int file) {
-  const Lane& lane = replay.storage().lane(lane_index);
   const SlotLayout& layout = replay.storage().layout();
-  LaneRun run;
-  run.end = lane.end.load(std::memory_order_acquire);
-  run.first = std::max(run.end - std::min(run.end, layout.slots_per_lane),
-                       lane.floor.load(std::memory_order_acquire));
+  LaneRun run = held_steps(replay.storage().lane(lane_index), layout.slots_per_lane);
   const off_t start = ::lseek(file, 0, SEEK_CUR);
   Piece piece;
   for (std::uint64_t step = run.first; step < run.end;) {

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT
 // The replay's parts by themselves: random numbers and checksums against published values, the
-// census against its bounds, the sum tree against a plain array, options against their ranges.
+// census against its bounds, the sum tree against a plain array, options against their ranges, what
+// readers of a lane's cursors see against a plain count.
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <string_view>
+#include <utility>
 
 #include "common/crc32c.h"
 #include "common/philox.h"
@@ -198,6 +203,57 @@ void a_second_writer_of_a_lane_is_refused() {
   CHECK_EQ(replay.statistics(0).appended_steps, 2U);
 }
 
+// The cursors of a real lane; in front of each load its writer goes on as far as it is told.
+struct InterruptedLane {
+  struct Cursor {
+    const std::atomic<std::uint64_t>& value;
+    const std::function<void()>& before_load;
+    std::uint64_t load(std::memory_order order) const {
+      before_load();
+      return value.load(order);
+    }
+  };
+  Cursor end, floor;
+};
+
+// A reader of the cursors among appends and clears, its two loads at any two places between them:
+// what it says is what the lane held, by a plain count, at some moment from the first load on.
+void cursors_tell_what_a_lane_held_at_one_instant() {
+  constexpr std::string_view kSteps = "aaaaaaaaaaaaaaaacaaccaca";  // append, clear
+  for (std::size_t first = 0; first <= kSteps.size(); ++first) {
+    for (std::size_t second = first; second <= kSteps.size(); ++second) {
+      World world = small_world(1, 9);
+      replay::Replay<DirectSync> replay(world.config);
+      WorldWriter<replay::Replay<DirectSync>> writer(world, replay, {0});
+      const std::uint64_t slots = replay.storage().layout().slots_per_lane;
+      std::vector<std::pair<std::uint64_t, std::uint64_t>> held{{0, 0}};  // after so many steps
+      const auto go_on_to = [&](std::size_t step) {
+        while (held.size() <= step) {
+          auto [begin, end] = held.back();
+          if (kSteps[held.size() - 1] == 'a') {
+            writer.append();
+            ++end;
+            if (end - begin > slots) ++begin;
+          } else {
+            replay.clear();
+            begin = end;
+          }
+          held.emplace_back(begin, end);
+        }
+      };
+      std::size_t loads = 0;
+      const std::function<void()> before_load = [&] { go_on_to(loads++ == 0 ? first : second); };
+      const auto& lane = replay.storage().lane(0);
+      const InterruptedLane interrupted{.end = {lane.end, before_load},
+                                        .floor = {lane.floor, before_load}};
+      const replay::LaneRun run = replay::held_steps(interrupted, slots);
+      CHECK_EQ(loads, 2U);
+      const auto from = held.begin() + static_cast<std::ptrdiff_t>(first);
+      CHECK(std::find(from, held.end(), std::pair(run.first, run.end)) != held.end());
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fastdistill::testing
 
@@ -212,5 +268,6 @@ int main() {
   weights_round_saturate_and_keep_zero();
   options_out_of_range_are_refused();
   a_second_writer_of_a_lane_is_refused();
+  cursors_tell_what_a_lane_held_at_one_instant();
   return 0;
 }

@@ -88,10 +88,12 @@ def test_an_empty_replay_can_be_saved(tmp_path):
     loaded.check_valid()
 
 
-def test_cleared_rows_stay_cleared(tmp_path):
+@pytest.mark.parametrize("appended", [0, 1])
+def test_cleared_rows_stay_cleared(tmp_path, appended):
     saved, loaded = filled(), make()
     saved.clear()
-    append(saved, 41)
+    for step in range(41, 41 + appended):
+        append(saved, step)
     saved.save(tmp_path / "replay")
     loaded.load(tmp_path / "replay")
     assert len(loaded) == 0
