@@ -171,7 +171,10 @@ void Replay<Sync>::sample(std::size_t sampler, std::size_t num_rows, const Sampl
       if (attempt >= kDescentAttempts) {
         const auto& tree = index.task(draw.task).tree;
         const auto total = static_cast<std::uint64_t>(tree.scan_total());
-        draw.descent = tree.scan_pick(static_cast<std::int64_t>(scale_to(u, total)));
+        // A word of its own, of an attempt that is never made: u has chosen the task, so within the
+        // task u is no longer uniform.
+        const std::uint64_t v = philox_u64(seed_, call, draw.row, kAttempts + attempt);
+        draw.descent = tree.scan_pick(static_cast<std::int64_t>(scale_to(v, total)));
         Sync::fetch_add(index.counters().scans, 1U, std::memory_order_relaxed);
       }
     }

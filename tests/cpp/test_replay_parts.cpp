@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <stdexcept>
 #include <string_view>
@@ -254,6 +255,52 @@ void cursors_tell_what_a_lane_held_at_one_instant() {
   }
 }
 
+// Rows that scans alone can find are drawn as often as they weigh, in two tasks: Pearson's
+// chi-square, with a false alarm once in 10^6 seeds.
+void scans_draw_rows_by_their_weights() {
+  World world = small_world(2, 60);
+  world.config.lanes_per_task = {1, 1};
+  replay::Replay<DirectSync> replay(world.config);
+  WorldWriter<replay::Replay<DirectSync>> writer(world, replay, {0, 1});
+  for (int i = 0; i < 60; ++i) writer.append();
+  std::vector<std::int64_t> ids;
+  std::vector<float> priorities;
+  double sums[2] = {};
+  for (const auto& row : replay.priorities(0)) {
+    ids.push_back(row.id);
+    priorities.push_back(static_cast<float>(1 + ids.size() % 5));
+    sums[replay::decode_id(row.id).lane] += priorities.back();
+  }
+  const auto accepted = std::make_unique<bool[]>(ids.size());
+  replay.update(0, ids, priorities, accepted.get());
+  // As behind threads that stopped between leaf and sums: these are so far off that every descent
+  // is lost, and a task is drawn by them alone.
+  constexpr double kShares[2] = {0.25, 0.75};
+  replay.index(0).task(0).tree.add(0, std::int64_t{1} << 50);
+  replay.index(0).task(1).tree.add(0, std::int64_t{3} << 50);
+
+  constexpr std::size_t kBatch = 100, kDraws = 40000;
+  WorldBatch batch(world, kBatch);
+  std::map<std::int64_t, double> counts;
+  for (std::size_t drawn = 0; drawn < kDraws; drawn += kBatch) {
+    replay.sample(0, kBatch, {}, batch.out);
+    for (const std::int64_t id : batch.ids) ++counts[id];
+  }
+  CHECK_EQ(replay.statistics(0).scans, kDraws);
+  double chi_square = 0.0;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const std::uint32_t task = replay::decode_id(ids[i]).lane;
+    const double expected = kDraws * kShares[task] * priorities[i] / sums[task];
+    chi_square += (counts[ids[i]] - expected) * (counts[ids[i]] - expected) / expected;
+  }
+  const double degrees = static_cast<double>(ids.size()) - 1.0;
+  // The quantile of chi-square at 1 - 10^-6 (Wilson and Hilferty 1931), z that of a normal one.
+  const double z = 4.753424, part = 2.0 / (9.0 * degrees);
+  const double limit = degrees * std::pow(1.0 - part + z * std::sqrt(part), 3.0);
+  std::printf("scans: chi-square %.1f of %zu rows, limit %.1f\n", chi_square, ids.size(), limit);
+  CHECK(chi_square < limit);
+}
+
 }  // namespace
 }  // namespace fastdistill::testing
 
@@ -267,6 +314,7 @@ int main() {
   tree_loses_draws_while_sums_are_off();
   weights_round_saturate_and_keep_zero();
   options_out_of_range_are_refused();
+  scans_draw_rows_by_their_weights();
   a_second_writer_of_a_lane_is_refused();
   cursors_tell_what_a_lane_held_at_one_instant();
   return 0;
