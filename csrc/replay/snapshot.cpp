@@ -215,9 +215,24 @@ std::vector<LaneRun> walk(int file, const DirectReplay& replay, const std::strin
   return runs;
 }
 
+// Leaf words as they were read, [lane][sampler][step].
+using LeafStates = std::vector<std::vector<std::vector<std::uint64_t>>>;
+
+// The largest ever given, of a sampler. The header is written first: updates beside the save may
+// have given the rows larger ones.
+std::uint32_t largest_weight(const Header& header, const LeafStates& states, std::size_t sampler) {
+  std::uint32_t largest = header.samplers[sampler].max_weight;
+  for (const auto& of_lane : states) {
+    for (const std::uint64_t word : of_lane[sampler]) {
+      largest = std::max(largest, leaf_weight(word));
+    }
+  }
+  return largest;
+}
+
 // Gives a lane whose slots are in place its cursors, its tracker and its live rows.
 void restore_lane(DirectReplay& replay, std::uint32_t lane_index, const LaneRun& run,
-                  const std::vector<std::vector<std::uint64_t>>& states) {
+                  const LeafStates::value_type& states) {
   LaneStorage<DirectSync>& storage = replay.storage();
   const ReplayConfig& config = replay.config();
   Lane& lane = storage.lane(lane_index);
@@ -300,8 +315,8 @@ void load_snapshot(DirectReplay& replay, int file, const std::string& schema) {
   const auto stated = walk(file, replay, schema, header, [](const RowsBlock&) {});
   // All that is needed is taken while nothing has changed yet.
   const std::size_t num_samplers = replay.config().samplers.size();
-  std::vector<std::vector<std::vector<std::uint64_t>>> states(
-      replay.config().num_lanes, std::vector<std::vector<std::uint64_t>>(num_samplers));
+  LeafStates states(replay.config().num_lanes,
+                    std::vector<std::vector<std::uint64_t>>(num_samplers));
   for (std::size_t lane = 0; lane < states.size(); ++lane) {
     for (auto& of_sampler : states[lane]) {
       of_sampler.reserve(stated[lane].end - stated[lane].first);
@@ -324,12 +339,13 @@ void load_snapshot(DirectReplay& replay, int file, const std::string& schema) {
       to.insert(to.end(), from, from + block.at.count);
     }
   });
-  for (std::uint32_t lane = 0; lane < replay.config().num_lanes; ++lane) {
-    restore_lane(replay, lane, runs[lane], states[lane]);
-  }
+  // Before the rows, for some of them may begin with the largest priority.
   for (std::size_t s = 0; s < num_samplers; ++s) {
     replay.index(s).set_calls(header.samplers[s].calls);
-    replay.index(s).set_max_weight(header.samplers[s].max_weight);
+    replay.index(s).set_max_weight(largest_weight(header, states, s));
+  }
+  for (std::uint32_t lane = 0; lane < replay.config().num_lanes; ++lane) {
+    restore_lane(replay, lane, runs[lane], states[lane]);
   }
   replay.set_seed(header.seed);
 }
