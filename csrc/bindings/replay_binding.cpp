@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Python's way to csrc/replay: arrays become pointers, the GIL is released, exceptions become
-// Python's. fastdistill/replay.py is the only caller and has checked shapes and dtypes; what can
-// go wrong with values is checked behind this layer.
+// Python's. The package fastdistill.replay is the only caller and has checked shapes and dtypes;
+// what can go wrong with values is checked behind this layer.
 #include "bindings/replay_binding.h"
 
 #include <pybind11/numpy.h>

@@ -67,8 +67,6 @@ class WindowTracker {
     age_ = record.boundary ? 0 : static_cast<std::uint16_t>(std::min<int>(age_ + 1, kMaxAge));
     return done;
   }
-  // Forgets what is pending; the next step begins an episode.
-  void restart(std::uint64_t step) noexcept { *this = WindowTracker(step); }
 
   WindowTracker() = default;
   explicit WindowTracker(std::uint64_t step, std::uint16_t age = 0) : pending_(step), age_(age) {}

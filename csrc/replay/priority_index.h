@@ -134,7 +134,6 @@ class PriorityIndex {
     }
   }
 
-  double priority_exponent() const noexcept { return options_.priority_exponent; }
   std::size_t num_tasks() const noexcept { return tasks_.size(); }
   Task& task(std::size_t i) const noexcept { return *tasks_[i]; }
   Counters& counters() noexcept { return counters_; }

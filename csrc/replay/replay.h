@@ -43,8 +43,6 @@ struct SampleOptions {
   std::vector<double> task_weights = {};  // empty: tasks in proportion to their priorities
 };
 
-inline constexpr std::size_t kMaxBatch = std::size_t{1} << 20;
-
 // What a task has to draw from. At least as many as there are live leaves: raised before rows
 // become live and lowered after they died, so that weights never count with too few.
 struct alignas(kCacheLineBytes) TaskRows {

@@ -96,7 +96,7 @@ def _distill_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     _refuse_grad(options[-1], teacher_logits=teacher, weight=weight)
     ctx.set_materialize_grads(False)
     ctx.options = options
-    if student.dtype is torch.float16:  # as in losses_autograd.Distill
+    if student.dtype is torch.float16:  # as in losses.autograd.Distill
         ctx.save_for_backward(student, teacher, action_mask, weight)
     else:
         ctx.save_for_backward(output[1])

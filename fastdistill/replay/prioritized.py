@@ -168,7 +168,7 @@ class PrioritizedReplay(OfOneProcess):
         return self._memory_bytes
 
     def __len__(self) -> int:
-        """Rows that can be sampled now."""
+        """Live rows: those whose window is complete, rows of priority 0 among them."""
         return self._core.live_rows()
 
     def append(

@@ -95,6 +95,7 @@ def test_all_zero_priorities_are_an_error_not_a_hang():  # cases 4, 16
     replay = filled()
     ids = replay.priorities().id
     replay.update_priorities(ids, torch.zeros(len(ids)))
+    assert len(replay) == len(ids)  # they live, they are only not drawn
     with pytest.raises(RuntimeError, match="must hold a sampleable row of priority > 0, got none"):
         replay.sample(1)
 
