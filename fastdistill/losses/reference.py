@@ -182,12 +182,25 @@ def td_reference(
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
     """Returns (loss, |temporal-difference error|) of `fastdistill.losses.td_loss`."""
-    td = q.gather(1, action.unsqueeze(1)).squeeze(1) - target
-    size = td.abs()
-    row = torch.where(size < 1, td.square() / 2, size - 0.5) if kind == "huber" else td.square()
+    taken = q.gather(1, action.unsqueeze(1)).squeeze(1)
+    target = target.to(q.dtype)
+    td_abs = (taken - target).abs().detach()
     if weight is not None:
-        row = torch.where(weight == 0, torch.zeros_like(row), row * weight)
+        weight = weight.to(q.dtype)
+        silent = weight == 0  # selected before the arithmetic, as in distill_reference
+        taken = torch.where(silent, 0.0, taken)
+        target = torch.where(silent, 0.0, target)
+    td = taken - target
+    if kind == "huber":
+        # The inner selection keeps the square of an infinite td out of the gradient. A NaN is not
+        # far: abs has no NaN in its gradient.
+        far = td.abs() >= 1
+        row = torch.where(far, td.abs() - 0.5, torch.where(far, 0.0, td).square() / 2)
+    else:
+        row = td.square()
+    if weight is not None:
+        row = row * weight
     if reduction == "none":
-        return row, size.detach()
+        return row, td_abs
     loss = row.sum()
-    return (loss / max(row.numel(), 1) if reduction == "mean" else loss), size.detach()
+    return (loss / max(row.numel(), 1) if reduction == "mean" else loss), td_abs

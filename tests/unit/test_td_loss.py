@@ -124,6 +124,111 @@ def test_weight_zero_silences_a_nan_row():
     assert loss.isnan()
 
 
+def gradient_eager(run, q):
+    leaf = q.clone().requires_grad_()
+    return torch.autograd.grad(run(leaf), leaf)[0]
+
+
+def gradient_with_graph(run, q):
+    leaf = q.clone().requires_grad_()
+    return torch.autograd.grad(run(leaf), leaf, create_graph=True)[0].detach()
+
+
+def gradient_func(run, q):
+    return torch.func.grad(run)(q)
+
+
+def gradient_forward(run, q):
+    return torch.func.jacfwd(run)(q)
+
+
+BACKWARD = [gradient_eager, gradient_with_graph, gradient_func]
+
+
+# torch's own jvp loads decompositions through torch.jit.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("gradient", [*BACKWARD, gradient_forward], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("kind", ["huber", "mse"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_silent_rows_in_every_gradient(gradient, kind, reduction):
+    q, action, target = td_case(9, 3, torch.float64)
+    weight = torch.rand(9, dtype=torch.float64) + 0.5
+    weight[:5] = 0
+    q[0] = torch.nan
+    q[1] = torch.inf
+    target[2], target[3], target[4] = torch.nan, torch.inf, -torch.inf
+
+    def run(q):
+        return fd.td_loss(q, action, target, weight=weight, kind=kind, reduction=reduction)[0]
+
+    # The rows that count, in plain torch, as if there were no others.
+    live = q[5:].clone().requires_grad_()
+    taken = live.gather(1, action[5:, None])[:, 0]
+    plain = {"huber": torch.nn.functional.huber_loss, "mse": torch.nn.functional.mse_loss}[kind]
+    rows = plain(taken, target[5:], reduction="none") * weight[5:]
+    expected_loss = rows.sum() / (9 if reduction == "mean" else 1)
+    (expected,) = torch.autograd.grad(expected_loss, live)
+    assert torch.allclose(run(q), expected_loss, rtol=1e-14)
+    grad = gradient(run, q)
+    assert torch.equal(grad[:5], torch.zeros(5, 3, dtype=torch.float64))
+    assert torch.allclose(grad[5:], expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["huber", "mse"])
+def test_silent_rows_in_the_second_derivative(kind):
+    q, action, target = td_case(4, 3, torch.float64)
+    target[0], target[1] = torch.nan, torch.inf
+    weight = torch.tensor([0.0, 0.0, 1.0, 2.0], dtype=torch.float64)
+    q[2, action[2]] = target[2] + 0.5  # huber's quadratic part
+    q[3, action[3]] = target[3] - 3.0  # and its linear one
+    hessian = torch.autograd.functional.hessian(
+        lambda q: fd.td_loss(q, action, target, weight=weight, kind=kind, reduction="sum")[0], q
+    )
+    expected = torch.zeros(4, 3, 4, 3, dtype=torch.float64)
+    expected[2, action[2], 2, action[2]] = 1.0 if kind == "huber" else 2.0
+    expected[3, action[3], 3, action[3]] = 0.0 if kind == "huber" else 4.0
+    assert torch.equal(hessian, expected)
+
+
+# Not forward mode, in which an infinite slope meets the other rows' tangents of 0.
+@pytest.mark.parametrize("gradient", BACKWARD, ids=lambda way: way.__name__)
+def test_infinite_errors_that_count(gradient):
+    q, action, target = td_case(4, 3, torch.float64)
+    target[0], target[1] = torch.inf, -torch.inf
+    q[2, action[2]], q[3, action[3]] = torch.inf, torch.nan
+    for kind, slopes in (
+        ("huber", [-1.0, 1.0, 1.0, torch.nan]),
+        ("mse", [-torch.inf, torch.inf, torch.inf, torch.nan]),
+    ):
+
+        def run(q, kind=kind):
+            return fd.td_loss(q, action, target, kind=kind, reduction="sum")[0]
+
+        taken = gradient(run, q).gather(1, action[:, None])[:, 0]
+        assert torch.equal(taken.isnan(), torch.tensor(slopes).isnan())
+        assert taken[:3].tolist() == slopes[:3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("other", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_plain_torch_has_the_dtypes_of_the_native_call(dtype, other):
+    q, action, target = td_case(6, 3, dtype)
+    target = (q.gather(1, action[:, None])[:, 0].double() + 2.0**-40).to(other)
+    for weight in (None, torch.rand(6).to(other), torch.tensor([True, False] * 3)):
+        options = {"weight": weight, "kind": "mse", "reduction": "none"}
+
+        def run(q, options=options):
+            return fd.td_loss(q, action, target, **options)
+
+        loss, td_abs = torch.vmap(run)(q[None])
+        expected = run(q)
+        assert (loss.dtype, td_abs.dtype) == (dtype, dtype)
+        # Rounded to q's dtype before they are used: some of the differences are 0 only then.
+        assert torch.allclose(loss[0], expected[0], rtol=1e-6, atol=0.0)
+        assert torch.equal(td_abs[0], expected[1])
+        assert torch.func.grad(lambda q, run=run: run(q)[0].sum())(q).dtype == dtype
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_empty_batch(reduction):
     q = torch.empty(0, 4, requires_grad=True)
