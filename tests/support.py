@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from loss_oracle import Array, Truth, distill_truth, real_type, to_numpy
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdistill as fd
 
@@ -37,6 +38,19 @@ ACTIONS = (
 SMALL_ACTIONS = (1, 3, 4, 6, 18, 33, 64, 65, 129, 1025)
 TEMPERATURES = (1e-6, 1e-3, 0.01, 0.1, 1.0, 10.0)
 Q_SCALES = (0.01, 1.0, 100.0, 1e4)
+
+
+class PassOn(TorchDispatchMode):
+    """Sees every operation and changes none; the losses are operators in it."""
+
+    def __torch_dispatch__(
+        self,
+        function: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return function(*args, **(kwargs or {}))
 
 
 def temperature_options(kind: str, temperature: float) -> dict[str, Any]:

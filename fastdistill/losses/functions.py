@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastdistill._native import core
 from fastdistill.losses import ops  # noqa: F401  (registers torch.ops.fastdistill)
+from fastdistill.losses.arguments import check_out_grad, check_tensor, refuse_grad
 from fastdistill.losses.autograd import Options, distill_apply, reference_of
 from fastdistill.losses.reference import KINDS
 
@@ -209,11 +210,15 @@ def distill_loss_and_grad(
     code = _check_kind("distill_loss_and_grad", kind, temperature, student_temperature, beta)
     if _is_compiling() or _dispatch_modes() or type(student_logits) not in _PLAIN:
         check_tensor("distill_loss_and_grad", "student_logits", student_logits)
+        # Detached, so that no graph hangs on the results, nor on out_grad from step to step.
         loss, grad = torch.ops.fastdistill.distill(
-            student_logits, teacher_logits, action_mask, weight, code, temperature,
+            student_logits.detach(), teacher_logits, action_mask, weight, code, temperature,
             student_temperature, beta, reduction, True, "distill_loss_and_grad",
         )  # fmt: skip
-        return loss, grad if out_grad is None else out_grad.copy_(grad)
+        if out_grad is None:
+            return loss, grad
+        check_out_grad("distill_loss_and_grad", out_grad, student_logits)
+        return loss, out_grad.copy_(grad)
     if _is_grad_enabled():
         refuse_grad("distill_loss_and_grad", "teacher_logits", teacher_logits)
         refuse_grad("distill_loss_and_grad", "weight", weight)
@@ -286,14 +291,6 @@ class DistillLoss(nn.Module):
         )
 
 
-def check_tensor(function: str, argument: str, value: object) -> None:
-    """Refuses what is no tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{function}: {argument} must be a torch.Tensor, got {type(value).__name__}"
-        )
-
-
 def _check_kind(
     function: str, kind: str, temperature: float, student_temperature: float, beta: float
 ) -> int:
@@ -343,11 +340,3 @@ def _distill(
         reduction, False, None, function,
     )[0]  # fmt: skip
     return result
-
-
-def refuse_grad(function: str, argument: str, tensor: object) -> None:
-    """A gradient that the native call would silently drop is refused instead."""
-    if tensor is not None and getattr(tensor, "requires_grad", False):
-        raise ValueError(
-            f"{function}: {argument} must not require grad, got requires_grad=True; detach it"
-        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdistill._native import core
+from fastdistill.losses.arguments import refuse_grad
 
 torch.library.define(
     "fastdistill::distill",
@@ -83,17 +84,11 @@ def _fake_results(
     return loss, grad
 
 
-def _refuse_grad(function: str, **tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
-            raise ValueError(
-                f"{function}: {name} must not require grad, got requires_grad=True; detach it"
-            )
-
-
 def _distill_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     student, teacher, action_mask, weight, *options = inputs
-    _refuse_grad(options[-1], teacher_logits=teacher, weight=weight)
+    refuse_grad(options[-1], "teacher_logits", teacher)
+    refuse_grad(options[-1], "weight", weight)
+    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.options = options
     if student.dtype is torch.float16:  # as in losses.autograd.Distill
@@ -162,7 +157,9 @@ def _topk_fake(
 
 def _topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     student, values, indices, action_mask, weight, *options = inputs
-    _refuse_grad("distill_kl_topk", teacher_values=values, weight=weight)
+    refuse_grad("distill_kl_topk", "teacher_values", values)
+    refuse_grad("distill_kl_topk", "weight", weight)
+    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.options = options
     if student.dtype is torch.float16:
@@ -220,7 +217,9 @@ def _td_fake(
 
 
 def _td_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _refuse_grad("td_loss", target=inputs[2], weight=inputs[3])
+    refuse_grad("td_loss", "target", inputs[2])
+    refuse_grad("td_loss", "weight", inputs[3])
+    ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[2])
 

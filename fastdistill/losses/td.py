@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdistill._native import core
+from fastdistill.losses.arguments import check_tensor, refuse_grad
 from fastdistill.losses.autograd import td_apply
-from fastdistill.losses.functions import check_tensor, refuse_grad
 from fastdistill.losses.reference import TD_KINDS, td_reference
 
 _TD_KIND_NUMBERS = {kind: number for number, kind in enumerate(TD_KINDS)}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdistill._native import core
+from fastdistill.losses.arguments import check_tensor, refuse_grad
 from fastdistill.losses.autograd import topk_apply, topk_reference_of
-from fastdistill.losses.functions import check_tensor, refuse_grad
 
 _FUNCTION = "distill_kl_topk"
 _PLAIN = (Tensor, nn.Parameter)

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from support import DTYPES, KINDS, random_logits, temperature_options
+from support import DTYPES, KINDS, PassOn, random_logits, temperature_options
 from torch.library import opcheck
 
 import fastdistill as fd
@@ -156,6 +156,82 @@ def test_loss_and_grad_compiled():
         assert torch.equal(got[0], expected[0])
         assert torch.equal(got[1], expected[1])
         assert out is None or torch.equal(out, expected[1])
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+def in_dispatch_mode(function):
+    def run(*args):
+        with PassOn():
+            return function(*args)
+
+    return run
+
+
+def with_subclass(function):
+    return lambda first, *others: function(first.as_subclass(Tagged), *others)
+
+
+def compiled(function):
+    return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+
+operators = pytest.mark.parametrize(
+    "through", [in_dispatch_mode, with_subclass, compiled], ids=lambda way: way.__name__
+)
+
+
+@operators
+def test_td_abs_is_not_differentiable(through):
+    q = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    action, target = torch.randint(6, (9,)), torch.randn(9, dtype=torch.float64)
+    loss, td_abs = through(lambda *args: fd.td_loss(*args, kind="mse"))(q, action, target)
+    td = q.detach().gather(1, action[:, None])[:, 0] - target
+    assert not td_abs.requires_grad
+    assert (td_abs.numpy() == td.abs().numpy()).all()
+    (grad,) = torch.autograd.grad(loss, q)
+    expected = torch.zeros_like(q).scatter(1, action[:, None], (2 * td / 9)[:, None])
+    assert torch.allclose(grad, expected, rtol=1e-14)
+
+
+@operators
+def test_loss_and_grad_leaves_no_graph(through):
+    run = through(lambda s, t, out: fd.distill_loss_and_grad("mse", s, t, out_grad=out))
+    student = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    out = torch.zeros(9, 6, dtype=torch.float64)
+    for given in (None, out, out):
+        teacher = torch.randn(9, 6, dtype=torch.float64)
+        loss, grad = run(student, teacher, given)
+        difference = student.detach() - teacher
+        assert torch.allclose(loss, difference.square().sum() / 9, rtol=1e-14)
+        assert torch.allclose(grad, 2 * difference / 9, rtol=1e-14)
+        assert not any(tensor.requires_grad for tensor in (loss, grad, out))
+    assert torch.equal(out, grad)
+
+
+@pytest.mark.parametrize("op", ["distill", "distill_kl_topk", "td"])
+def test_the_operators_gradient_is_not_differentiable(op):
+    student, teacher = random_logits(5, 6)
+    values, indices = teacher.log_softmax(1).topk(2)
+    arguments = {
+        "distill": (teacher, None, None, 0, 0.5, 1.0, 0.5, "sum", True, "distill_kl"),
+        "distill_kl_topk": (values, indices, None, None, 1.0, 1.0, True, "sum", True),
+        "td": (indices[:, 0], values[:, 0], None, 0, "sum", True),
+    }[op]
+    loss, *others = getattr(torch.ops.fastdistill, op)(student.requires_grad_(), *arguments)
+    assert loss.requires_grad
+    assert not any(other.requires_grad for other in others)
+
+
+def test_out_grad_is_checked_when_compiled():
+    run = compiled(lambda s, t, out: fd.distill_loss_and_grad("kl", s, t, out_grad=out))
+    student, teacher = random_logits(4, 5)
+    with pytest.raises(Exception, match=r"out_grad must have the shape of student_logits \[4, 5\]"):
+        run(student, teacher, torch.empty(2, 4, 5))
+    with pytest.raises(Exception, match="out_grad must have the dtype of student_logits"):
+        run(student, teacher, torch.empty(4, 5, dtype=torch.float64))
 
 
 def test_td_compiled():

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from support import KINDS
+from support import KINDS, PassOn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastdistill as fd
@@ -232,17 +233,22 @@ def test_kinds_and_options_that_a_kind_ignores():
             )  # fmt: skip
 
 
-def test_out_grad():
+@pytest.mark.parametrize("context", [nullcontext, PassOn])
+def test_out_grad(context):
     def run(out):
-        return fd.distill_loss_and_grad("kl", S, T, out_grad=out)
+        with context():
+            return fd.distill_loss_and_grad("kl", S, T, out_grad=out)
 
     name = "distill_loss_and_grad: out_grad must"
     for out, error, text in (
         ([], TypeError, "be a torch.Tensor, got list"),
         (torch.empty(5, 4), ValueError, "have the shape of student_logits [4, 5], got [5, 4]"),
         (torch.empty(20), ValueError, "have the shape of student_logits [4, 5], got [20]"),
+        (
+            torch.empty(2, 4, 5), ValueError,
+            "have the shape of student_logits [4, 5], got [2, 4, 5]",
+        ),
         (S.double(), TypeError, "have the dtype of student_logits, got torch.float64"),
-        (S.long(), TypeError, "be float64, float32, bfloat16 or float16, got torch.int64"),
         (
             torch.empty(5, 4).t(), ValueError,
             "have adjacent columns and separate rows, got strides (1, 4)",
@@ -257,6 +263,21 @@ def test_out_grad():
         ),
     ):  # fmt: skip
         refused(error, f"{name} {text}", run, out)
+    wide = torch.full((4, 9), 7.0)
+    run(wide[:, 2:7])
+    assert torch.equal(wide[:, 2:7], fd.distill_loss_and_grad("kl", S, T)[1])
+    assert torch.equal(wide[:, [0, 1, 7, 8]], torch.full((4, 4), 7.0))
+
+
+def test_out_grad_that_only_one_way_sees():
+    name = "distill_loss_and_grad: out_grad"
+    run = partial(fd.distill_loss_and_grad, "kl", S, T)
+    refused(TypeError, f"{name} {FLOATS}, got torch.int64", run, out_grad=S.long())
+    with PassOn():
+        text = "must have the dtype of student_logits, got torch.int64"
+        refused(TypeError, f"{name} {text}", run, out_grad=S.long())
+        text = "must be on the device of student_logits (cpu), got meta"
+        refused(ValueError, f"{name} {text}", run, out_grad=S.to("meta"))
 
 
 ACTION = torch.tensor([0, 1, 2, 3])
