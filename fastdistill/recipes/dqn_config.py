@@ -55,6 +55,11 @@ class DqnOptions(TeachingConfig):
                 f"{type(self).__name__}: learning_starts_steps must be at least num_lanes * "
                 f"(n_step + 1){several} = {least}, got {self.learning_starts_steps}"
             )
+        if self.total_steps <= self.learning_starts_steps:
+            raise ValueError(
+                f"{type(self).__name__}: total_steps must be above learning_starts_steps "
+                f"{self.learning_starts_steps}, or nothing is learned, got {self.total_steps}"
+            )
         if several and self.stop_at_return is not None:
             raise ValueError(
                 f"{type(self).__name__}: stop_at_return must be left out where there are several "

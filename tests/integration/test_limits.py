@@ -126,7 +126,11 @@ COMMANDS = {
         ("teacher_pqn", {"evaluation_episodes": 10**9}, "evaluation_episodes must be at most"),
         ("teacher_dqn", {"seed": 2**64}, "seed must be at most 4294967295, got 1844"),
         ("teacher_dqn", {"replay_capacity": 10**12}, "PrioritizedReplay: "),
-        ("teacher_dqn", {"n_step": 10**9, "learning_starts_steps": 10**11}, "n_step must be in"),
+        (
+            "teacher_dqn",
+            {"n_step": 10**9, "learning_starts_steps": 10**11, "total_steps": 10**12},
+            "n_step must be in",
+        ),
     ],
 )
 def test_a_configuration_that_asks_for_too_much_is_refused(

@@ -109,6 +109,7 @@ def test_the_target_follows_only_when_it_is_copied():
         ({"n_step": 0}, "n_step must be at least 1, got 0"),
         ({"priority_exponent": 2.0}, r"priority_exponent must be in \[0, 1\], got 2.0"),
         ({"samples_per_step": 0.0}, "samples_per_step must be positive, got 0.0"),
+        ({"total_steps": 10_000}, "total_steps must be above learning_starts_steps 10000, or noth"),
         ({"learning_starts_steps": 3}, r"learning_starts_steps must be at least .* = 32, got 3"),
     ],
 )
