@@ -80,11 +80,8 @@ def evaluate(
         view: Key of what it sees of Dict observations; a checkpoint remembers its own.
     """
     usable_device(device)
-    for option, least, value in (
-        ("episodes", 1, episodes), ("lanes", 1, lanes), ("workers", 0, workers),
-    ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"evaluate: {option} must be at least {least}, got {value}")
+    _check_least("evaluate", 1, episodes=episodes, lanes=lanes)
+    _check_least("evaluate", 0, workers=workers)
     teacher = load_teacher(checkpoint, game, device=device, view=view)
     name = game or recorded_game(teacher.card)
     if not name:
@@ -118,15 +115,9 @@ def evaluate(
         write_atomically(out, payload, function="evaluate")
     if gif is not None:
         (score,) = record_comparison_gif(
-            {name: teacher},
-            name,
-            gif,
-            preset=preset,
-            epsilon=epsilon,
-            seed=seed,
-            max_seconds=60,
+            {name: teacher}, name, gif, preset=preset, epsilon=epsilon, seed=seed, max_seconds=60,
             device=device,
-        ).values()
+        ).values()  # fmt: skip
         print(f"  {gif}: {score:.0f} points in at most a minute")
 
 
@@ -197,6 +188,12 @@ def quickstart(run_dir: Path = Path("runs/quickstart"), seed: int = 1, games: st
     if is_run and not resume:
         print(f"the quickstart in {run_dir} is kept as {set_aside(run_dir)}")
     return distill(config, resume=resume)
+
+
+def _check_least(command: str, least: int, **options: int) -> None:
+    for name, value in options.items():
+        if value < least:
+            raise ValueError(f"{command}: {name} must be at least {least}, got {value}")
 
 
 def _report_students(result: distill_recipe.DistillResult) -> int:

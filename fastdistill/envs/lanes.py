@@ -348,20 +348,7 @@ class LaneEnv:
 
         Takes as long as the emulators need for the recorded actions.
         """
-        if state.lengths_steps.shape != (self.num_lanes,):
-            raise ValueError(
-                f"LaneEnv.restore: state must be of {self.num_lanes} lanes, "
-                f"got {len(state.lengths_steps)}"
-            )
-        if min(state.lengths_steps.min(), state.reseeds.min(), *state.seed, 0) < 0:
-            raise ValueError("LaneEnv.restore: state must have seeds and lengths of 0 or more")
-        if state.reseeds.shape != (self.num_lanes,) or not state.seed:
-            raise ValueError("LaneEnv.restore: state must have a seed, and reseeds of each lane")
-        if sum(state.lengths_steps.tolist()) != len(state.actions):
-            raise ValueError(
-                f"LaneEnv.restore: state must have as many actions as its lengths say, "
-                f"got {len(state.actions)}"
-            )
+        state.check(self.num_lanes)
         self._check_actions("restore", state.actions)
         starts = np.cumsum(state.lengths_steps) - state.lengths_steps
         longest = int(state.lengths_steps.max())

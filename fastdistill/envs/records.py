@@ -67,3 +67,24 @@ class EnvState:
     reseeds: NDArray[np.int64]
     lengths_steps: NDArray[np.int64]
     actions: NDArray[np.int16]
+
+    def check(self, num_lanes: int) -> None:
+        """Refuse one that cannot be restored into so many lanes.
+
+        Raises:
+            ValueError: In the name of ``LaneEnv.restore``.
+        """
+        if self.lengths_steps.shape != (num_lanes,):
+            raise ValueError(
+                f"LaneEnv.restore: state must be of {num_lanes} lanes, "
+                f"got {len(self.lengths_steps)}"
+            )
+        if min(self.lengths_steps.min(), self.reseeds.min(), *self.seed, 0) < 0:
+            raise ValueError("LaneEnv.restore: state must have seeds and lengths of 0 or more")
+        if self.reseeds.shape != (num_lanes,) or not self.seed:
+            raise ValueError("LaneEnv.restore: state must have a seed, and reseeds of each lane")
+        if sum(self.lengths_steps.tolist()) != len(self.actions):
+            raise ValueError(
+                f"LaneEnv.restore: state must have as many actions as its lengths say, "
+                f"got {len(self.actions)}"
+            )

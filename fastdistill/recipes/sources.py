@@ -73,14 +73,8 @@ def open_source(
 
     def play(students: Sequence[Student], counters: Counters) -> LabelledPlay:
         return LabelledPlay(
-            tasks,
-            envs,
-            students,
-            counters,
-            replay_capacity=capacity,
-            seed=config.seed,
-            bfloat16=config.bfloat16,
-            ranks=ranks,
-        )
+            tasks, envs, students, counters, replay_capacity=capacity, seed=config.seed,
+            bfloat16=config.bfloat16, ranks=ranks,
+        )  # fmt: skip
 
     return tasks, play
