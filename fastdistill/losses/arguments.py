@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def check_tensor(function: str, argument: str, value: object) -> None:
@@ -20,6 +22,34 @@ def refuse_grad(function: str, argument: str, tensor: object) -> None:
         raise ValueError(
             f"{function}: {argument} must not require grad, got requires_grad=True; detach it"
         )
+
+
+def refuse_tangents(function: str, **tensors: object) -> None:
+    """As `refuse_grad`, for the tangents of forward-mode AD."""
+    for argument, tensor in tensors.items():
+        if _has_tangent(tensor):
+            raise ValueError(
+                f"{function}: {argument} must not carry a tangent, got one of forward-mode AD; "
+                "detach it"
+            )
+
+
+def carries_tangent(function: str, student: object, **constants: object) -> bool:
+    """Whether the loss must have a tangent because the student has; refuses those of `constants`.
+
+    And their gradients: plain torch, where a student with a tangent goes, would not refuse them.
+    """
+    refuse_tangents(function, **constants)
+    if torch.is_grad_enabled():
+        for argument, tensor in constants.items():
+            refuse_grad(function, argument, tensor)
+    return _has_tangent(student)
+
+
+def _has_tangent(tensor: object) -> bool:
+    if not isinstance(tensor, Tensor):
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def check_out_grad(function: str, out_grad: Tensor, student: Tensor) -> None:

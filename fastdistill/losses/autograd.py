@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastdistill._native import core
 from fastdistill.losses.reference import (
@@ -30,6 +31,7 @@ _native_distill = core.distill
 _native_topk = core.distill_kl_topk
 _native_td = core.td
 _is_grad_enabled = torch.is_grad_enabled
+_has_storage = torch._C._has_storage
 
 
 def reference_of(
@@ -78,9 +80,11 @@ class Distill(torch.autograd.Function):
         """Scales the gradient; differentiates plain torch operations for higher derivatives."""
         student, teacher, action_mask, weight, grad = ctx.saved_tensors
         options = ctx.options
-        if _is_grad_enabled():
-            loss = reference_of(student, teacher, action_mask, weight, options)
-            (grad,) = torch.autograd.grad(loss, student, grad_output, create_graph=True)
+        create_graph = _is_grad_enabled()
+        if create_graph or (grad is None and not _is_plain(grad_output)):
+            with torch.enable_grad():
+                loss = reference_of(student, teacher, action_mask, weight, options)
+            (grad,) = torch.autograd.grad(loss, student, grad_output, create_graph=create_graph)
         elif grad is None:
             code, temperature, student_temperature, beta, reduction, function = options
             rows = grad_output.expand(student.shape[0])
@@ -96,9 +100,14 @@ class Distill(torch.autograd.Function):
 def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
     if grad_output.dim() == 1:
         return (grad * grad_output.unsqueeze(1)).to(grad.dtype)
-    if grad_output.is_cuda or grad_output.item() != 1.0:
+    if grad_output.is_cuda or not _is_plain(grad_output) or grad_output.item() != 1.0:
         return grad * grad_output
     return grad
+
+
+def _is_plain(grad_output: Tensor) -> bool:
+    """Whether its values are all of it: no batch of vmap's (`is_grads_batched`), no tangent."""
+    return forward_ad._current_level < 0 and _has_storage(grad_output)
 
 
 def topk_reference_of(
@@ -145,9 +154,11 @@ class Topk(torch.autograd.Function):
         """As `Distill.backward`."""
         student, values, indices, action_mask, weight, grad = ctx.saved_tensors
         options: TopkOptions = ctx.options
-        if _is_grad_enabled():
-            loss = topk_reference_of(student, values, indices, action_mask, weight, options)
-            (grad,) = torch.autograd.grad(loss, student, grad_output, create_graph=True)
+        create_graph = _is_grad_enabled()
+        if create_graph or (grad is None and not _is_plain(grad_output)):
+            with torch.enable_grad():
+                loss = topk_reference_of(student, values, indices, action_mask, weight, options)
+            (grad,) = torch.autograd.grad(loss, student, grad_output, create_graph=create_graph)
         elif grad is None:
             rows = grad_output.expand(student.shape[0])
             rows = rows if weight is None else rows * weight

@@ -12,10 +12,17 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fastdistill._native import core
 from fastdistill.losses import ops  # noqa: F401  (registers torch.ops.fastdistill)
-from fastdistill.losses.arguments import check_out_grad, check_tensor, refuse_grad
+from fastdistill.losses.arguments import (
+    carries_tangent,
+    check_out_grad,
+    check_tensor,
+    refuse_grad,
+    refuse_tangents,
+)
 from fastdistill.losses.autograd import Options, distill_apply, reference_of
 from fastdistill.losses.reference import KINDS
 
@@ -69,7 +76,7 @@ def distill_kl(
     Raises:
         TypeError: An argument is no dense float tensor on CPU or CUDA.
         ValueError: A shape, device, temperature or reduction is wrong, or the teacher or the weight
-            requires grad.
+            requires grad or carries a tangent of forward-mode AD.
 
     Example:
         >>> import fastdistill as fd
@@ -205,9 +212,15 @@ def distill_loss_and_grad(
         dtype.
 
     Raises:
-        TypeError, ValueError: As `distill_kl`; also for an option that `kind` does not use.
+        TypeError, ValueError: As `distill_kl`; also for an option that `kind` does not use, and for
+            a student that carries a tangent.
     """
     code = _check_kind("distill_loss_and_grad", kind, temperature, student_temperature, beta)
+    if forward_ad._current_level >= 0:
+        refuse_tangents(
+            "distill_loss_and_grad", student_logits=student_logits, teacher_logits=teacher_logits,
+            weight=weight, out_grad=out_grad,
+        )  # fmt: skip
     if _is_compiling() or _dispatch_modes() or type(student_logits) not in _PLAIN:
         check_tensor("distill_loss_and_grad", "student_logits", student_logits)
         # Detached, so that no graph hangs on the results, nor on out_grad from step to step.
@@ -320,9 +333,12 @@ def _distill(
     options: Options,
 ) -> Tensor:
     """Chooses the way in: native, native under autograd, torch.library op, or plain torch."""
-    if _transforms_active():
-        return reference_of(student, teacher, action_mask, weight, options)
     code, temperature, student_temperature, beta, reduction, function = options
+    if _transforms_active() or (
+        forward_ad._current_level >= 0  # forward-mode AD; asking each tensor would take a while
+        and carries_tangent(function, student, teacher_logits=teacher, weight=weight)
+    ):
+        return reference_of(student, teacher, action_mask, weight, options)
     if _is_compiling() or _dispatch_modes() or type(student) not in _PLAIN:
         check_tensor(function, "student_logits", student)
         loss: Tensor = torch.ops.fastdistill.distill(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The losses in plain torch operations: slow, differentiable any number of times, obviously right.
 
-The oracle of the tests, and the fallback where a native kernel cannot serve: higher derivatives and
-`torch.func` transforms. Imports nothing of this package. Run it in float64 to judge a result.
+The oracle of the tests, and the fallback where a native kernel cannot serve: higher derivatives,
+forward-mode AD and `torch.func` transforms. Imports nothing of this package. Run it in float64 to
+judge a result.
 """
 
 from __future__ import annotations

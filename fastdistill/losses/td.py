@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fastdistill._native import core
-from fastdistill.losses.arguments import check_tensor, refuse_grad
+from fastdistill.losses.arguments import carries_tangent, check_tensor, refuse_grad
 from fastdistill.losses.autograd import td_apply
 from fastdistill.losses.reference import TD_KINDS, td_reference
 
@@ -63,7 +64,10 @@ def td_loss(
     code = _TD_KIND_NUMBERS.get(kind)
     if code is None:
         raise ValueError(f"td_loss: kind must be one of {list(TD_KINDS)}, got {kind!r}")
-    if _transforms_active():
+    if _transforms_active() or (
+        forward_ad._current_level >= 0  # as in `functions`
+        and carries_tangent("td_loss", q, target=target, weight=weight)
+    ):
         return td_reference(q, action, target, weight=weight, kind=kind, reduction=reduction)
     if _is_compiling() or _dispatch_modes() or type(q) not in _PLAIN:
         check_tensor("td_loss", "q", q)

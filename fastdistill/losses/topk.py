@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fastdistill._native import core
-from fastdistill.losses.arguments import check_tensor, refuse_grad
+from fastdistill.losses.arguments import carries_tangent, check_tensor, refuse_grad
 from fastdistill.losses.autograd import topk_apply, topk_reference_of
 
 _FUNCTION = "distill_kl_topk"
@@ -84,7 +85,10 @@ def distill_kl_topk(
     """
     options = (temperature, student_temperature, tail, reduction)
     arguments = (student_logits, teacher_values, teacher_indices, action_mask, weight)
-    if _transforms_active():
+    if _transforms_active() or (
+        forward_ad._current_level >= 0  # as in `functions`
+        and carries_tangent(_FUNCTION, student_logits, teacher_values=teacher_values, weight=weight)
+    ):
         return topk_reference_of(*arguments, options)
     if _is_compiling() or _dispatch_modes() or type(student_logits) not in _PLAIN:
         check_tensor(_FUNCTION, "student_logits", student_logits)
