@@ -140,11 +140,14 @@ def differences(configs: dict[str, dict[str, Any]]) -> list[str]:
     for key in [key for key in keys if key not in table]:
         values: dict[str, list[str]] = {}
         for name, config in configs.items():
-            values.setdefault(str(config.get(key, "not on record")), []).append(f"`{name}`")
+            if key in config:
+                values.setdefault(str(config[key]), []).append(f"`{name}`")
         if len(values) > 1:
             each = "; ".join(f"{value} ({', '.join(names)})" for value, names in values.items())
-            lines.append(f"`{key}`: {each}")
-    return [f"The runs differ in {'. '.join(lines)}.", ""] if lines else []
+            lines.append(f"The runs differ in `{key}`: {each}.")
+    if less := [f"`{name}`" for name, config in configs.items() if keys.keys() - config.keys()]:
+        lines.append(f"Not all options are on record of {', '.join(less)}.")
+    return [" ".join(lines), ""] if lines else []
 
 
 def _is_kept(key: str) -> bool:

@@ -52,8 +52,8 @@ def steadiness(label: str, scores: Sequence[float], errors: Sequence[float]) -> 
     checkpoint would differ by, it is that of the networks themselves. The interval is one of the
     logarithm of the first variance, whose standard error is what the differences show, and at least
     that of normal scores: neighbouring differences share a checkpoint, so that the mean of their
-    squares has 1.5 times the variance that independent ones would give it. It holds 95% of normal
-    scores' spreads, and nine in ten where the scores have heavy tails.
+    squares has 1.5 times the variance that independent ones would give it. Simulated, it holds 95
+    to 97% of normal scores' spreads, and 86 to 93% where scores have heavy tails.
 
     Args:
         label: Of the network.

@@ -289,7 +289,7 @@ class Run(Generic[ConfigT]):
             write_checkpoint(path, batch, {"step": self.at.step, "loss": str(loss)})
         return (
             f"training: loss must be finite, got {loss} at step {self.at.step}; "
-            f"{'the batch' if batch else 'that it was'} is in {path}"
+            f"{'the batch is in' if batch else 'see'} {path}"
         )
 
     def refuse_divergence(self, loss: float, batch: Callable[[], dict[str, Tensor]]) -> None:

@@ -70,5 +70,9 @@ def test_what_the_runs_of_a_table_were_told_differently_is_said(experiment):
     records = experiment("distill_tables").records
     same = {"teacher": "zoo:pong", "learning_rate": 0.002}
     assert records.differences({"a": same, "b": {**same, "teacher": "zoo:qbert"}}) == []
-    (text, _) = records.differences({"a": same, "b": {"teacher": "zoo:pong"}})
-    assert text == "The runs differ in `learning_rate`: 0.002 (`a`); not on record (`b`)."
+    other = {**same, "learning_rate": 0.004}
+    (text, _) = records.differences({"a": same, "b": other, "c": {"teacher": "zoo:pong"}})
+    assert text == (
+        "The runs differ in `learning_rate`: 0.002 (`a`); 0.004 (`b`). Not all options are on "
+        "record of `c`."
+    )
