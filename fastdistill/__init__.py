@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Policy distillation with fused native losses and a lock-free prioritized replay."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from fastdistill._native import has_cuda_kernels
-from fastdistill.api import distill, distill_online
 from fastdistill.envs import EnvSpec
 from fastdistill.evaluation import Evaluation, evaluate, verify_teacher
 from fastdistill.export import export
@@ -18,9 +20,12 @@ from fastdistill.losses import (
     td_loss,
 )
 from fastdistill.networks import load_network, load_weights
-from fastdistill.recipes.distill import DistillResult
 from fastdistill.replay import PrioritizedReplay, ReplayBatch
 from fastdistill.teachers import Teacher, load_teacher
+
+if TYPE_CHECKING:
+    from fastdistill.api import distill, distill_online
+    from fastdistill.recipes.distill import DistillResult
 
 __version__ = "0.1.0"
 
@@ -50,3 +55,23 @@ __all__ = [
     "td_loss",
     "verify_teacher",
 ]
+
+# Imported when first asked for: the recipes take longer than all the rest.
+_MODULES = {
+    "DistillResult": "fastdistill.recipes.distill",
+    "distill": "fastdistill.api",
+    "distill_online": "fastdistill.api",
+}
+
+
+if not TYPE_CHECKING:  # whose readers would take any name for one of these
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(import_module(_MODULES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
