@@ -14,7 +14,7 @@ from fastdistill.networks import QNetwork, save_network
 from fastdistill.recipes.teaching_config import TeachingConfig
 from fastdistill.training.publishing import games_card
 from fastdistill.training.run import Run
-from fastdistill.training.selection import Best
+from fastdistill.training.selection import Best, Round
 
 MAX_LANES = 10  # at once, in games that judge
 
@@ -51,10 +51,10 @@ def save_best(
         rounds: list[list[Evaluation]] = []
         with judging_games(config, config.score_episodes) as games:
 
-            def play(episodes: int, seed: int) -> float:
+            def play(episodes: int, seed: int) -> Round:
                 rounds.append(_play(config, network, games, episodes, seed))
                 means = [played.mean for played in rounds[-1]]
-                return means[0] if len(means) == 1 else _level(games, means)
+                return Round(means[0] if len(means) == 1 else _level(games, means))
 
             won = best.wins(play, episodes=config.score_episodes, seed=config.seed)
             seconds = {"time/training_seconds": run.at.training_seconds}

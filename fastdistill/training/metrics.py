@@ -46,9 +46,12 @@ METRICS: dict[str, str] = {
     "students/*/score_error/*": "the same of one of several games",
     "students/*/agreement/*": "the same of one of several games; then the one above is their mean",
     "students/*/kl/*": "the same of one of several games; then the one above is their mean",
-    "students/*/share": "of several games: mean over them of the next, by which the best is chosen",
+    "students/*/share": "of several games: mean over them of the share of each; with agreement it "
+    "chooses the best",
+    "students/*/share_error": "its standard error over these episodes",
     "students/*/share/*": "percent of the teacher's score above random play, in the scoring "
     "episodes of one of several games",
+    "students/*/share_error/*": "its standard error over these episodes",
     "teacher/score": "mean raw return of the scoring episodes of the network that learns to be a "
     "teacher, as it is at a checkpoint",
     "teacher/score_error": "its standard error over these episodes",

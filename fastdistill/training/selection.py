@@ -4,13 +4,15 @@
 Training returns come from a policy that moved meanwhile, and a loss says little of a game: only
 full games choose. A network that seems the best was often only lucky in a few of them, and would
 then keep better ones out. So it must win again, in twice as many other games, and these are its
-score.
+score. Where the games cannot tell two students apart, their teacher does: in how many states it
+would act as they do hardly depends on luck.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +29,28 @@ from fastdistill.training.state import check_state
 PROBE_EVERY_STEPS = 8
 
 # What the state of ``Best`` is like, see ``check_state``.
-_STATE = {"score": (None, 0.0), "episodes": 0}
+_STATE = {"score": (None, 0.0), "error": 0.0, "agreement": (None, 0.0), "episodes": 0}
 
-# (episodes, seed) -> mean return of full games; none of them is one of an evaluation's.
-Play = Callable[[int, int], float]
+# Two scores that differ by fewer standard errors of their difference tell of no difference.
+LUCK_ERRORS = 2.0
+
+
+class Round(NamedTuple):
+    """What full games say of a network.
+
+    Attributes:
+        score: Mean return.
+        error: Its standard error; NaN of one game.
+        agreement: With its teacher, where it has one that does not learn any more; see ``Probe``.
+    """
+
+    score: float
+    error: float = 0.0
+    agreement: float | None = None
+
+
+# (episodes, seed) -> what they say; none of the games is one of an evaluation's.
+Play = Callable[[int, int], Round]
 
 
 class Best:
@@ -38,42 +58,61 @@ class Best:
 
     Attributes:
         score: Mean return of the games that the best one won by; None before the first.
+        error: Its standard error.
+        agreement: Of the best one with its teacher in these games, see ``Round``.
         episodes: How many they were.
         latest: Mean return of the first round of the newest network, best or not.
     """
 
     def __init__(self) -> None:
         self.score: float | None = None
+        self.error = 0.0
+        self.agreement: float | None = None
         self.episodes = 0
         self.latest: float | None = None
 
     def wins(self, play: Play, *, episodes: int, seed: int) -> bool:
-        """Whether a network plays better than every one before; ties go to the later one.
+        """Whether a network is better than every one before; ties go to the later one.
+
+        It is if it plays better, twice, or if it agrees with the teacher more and the games do not
+        show that it plays worse.
 
         Args:
-            play: Plays with it; called once, and once more if it wins. The first network of all
-                has nobody to win against, and plays the second round alone.
+            play: Plays with it; called once, and once more if it wins by its score. The first
+                network of all has nobody to win against, and plays the second round alone.
             episodes: Of the first round; the second has twice as many.
             seed: Of the run.
         """
-        mean = 0.0
+        found, played = Round(0.0), 0
         for game_round in (1, 2) if self.score is not None else (2,):
-            mean = play(game_round * episodes, game_round * streams.SCORING + seed)
-            self.latest = mean if game_round == 1 else self.latest
-            if self.score is not None and mean < self.score:
+            played = game_round * episodes
+            found = play(played, game_round * streams.SCORING + seed)
+            self.latest = found.score if game_round == 1 else self.latest
+            if self.score is None or self._agrees_more(found):
+                break
+            if found.score < self.score:
                 return False
-        self.score, self.episodes = mean, 2 * episodes
+        (self.score, self.error, self.agreement), self.episodes = found, played
         return True
+
+    def _agrees_more(self, found: Round) -> bool:
+        """Whether a network does what its teacher does more often, and plays no worse but by luck."""
+        if self.score is None or found.agreement is None or self.agreement is None:
+            return False
+        if found.agreement <= self.agreement:
+            return False
+        luck = LUCK_ERRORS * math.hypot(found.error, self.error)
+        return found.score >= self.score - luck  # not of one game, whose error is NaN
 
     def state(self) -> list[float | int | None]:
         """To continue from, as plain JSON types."""
-        return [self.score, self.episodes]
+        return [self.score, self.error, self.agreement, self.episodes]
 
     def restore(self, state: list[Any]) -> None:
         """The reverse of ``state``."""
         check_state(state, [], "best")
         check_state(dict(zip(_STATE, state, strict=False)), _STATE, "best")
-        self.score, self.episodes = state
+        self.score, self.error, self.agreement, self.episodes = state
 
 
 class Probe:

@@ -23,7 +23,7 @@ from fastdistill.training.labelled_rows import Lesson
 from fastdistill.training.learners.student import OWN, OwnStudent, Student
 from fastdistill.training.publishing import load_student, save_student, student_path
 from fastdistill.training.run import Run, TrainingDiverged, say
-from fastdistill.training.selection import Best, Probe, mean_return
+from fastdistill.training.selection import Best, Probe, Round, mean_return
 from fastdistill.training.state import check_state, select, under
 from fastdistill.training.targets import state_weight
 from fastdistill.training.task import Task
@@ -194,9 +194,17 @@ class Students:
                 seed: int,
                 student: Student = student,
                 rounds: list[dict[str, float]] = rounds,
-            ) -> float:
-                rounds.append(self._play(student, games(), episodes, seed))
-                return rounds[-1]["score" if len(self._tasks) == 1 else "share"]
+            ) -> Round:
+                found = self._play(student, games(), episodes, seed)
+                rounds.append(found)
+                measure = "score" if len(self._tasks) == 1 else "share"
+                # What agreed with a teacher may differ from what that does now.
+                frozen = all(task.teacher.version == 0 for task in self._tasks)
+                return Round(
+                    found[measure],
+                    found[f"{measure}_error"],
+                    found["agreement"] if frozen else None,
+                )
 
             best = self._best[student.name]
             with evaluation_mode(student.network):
@@ -228,13 +236,17 @@ class Students:
                 }
             )
             if len(self._tasks) > 1:
-                measured[-1]["share"] = task.share_of_teacher(played.mean)
+                share = task.share_of_teacher(played.mean)
+                above = task.share_of_teacher(played.mean + played.mean_error)
+                measured[-1] |= {"share": share, "share_error": above - share}
         if len(measured) == 1:
             return measured[0]
         values = {
             name: float(np.mean([one[name] for one in measured]))
             for name in ("share", "agreement", "kl")
         }
+        errors = [one["share_error"] for one in measured]
+        values["share_error"] = float(np.hypot.reduce(errors)) / len(errors)
         for task, one in zip(self._tasks, measured, strict=True):
             values |= {f"{name}/{task.name}": value for name, value in one.items()}
         return values

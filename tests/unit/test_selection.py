@@ -3,24 +3,27 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from fastdistill.envs import make_env
 from fastdistill.networks import Architecture, QNetwork
 from fastdistill.teachers import load_teacher
-from fastdistill.training.selection import Best, Probe, mean_return
+from fastdistill.training.selection import Best, Probe, Round, mean_return
 
 
 def games(scores):
-    """A way to play whose scores are given, and what it was asked for."""
+    """A way to play whose scores, or whole rounds, are given, and what it was asked for."""
     asked = []
 
     def play(episodes, seed):
         asked.append((episodes, seed))
-        return scores.pop(0)
+        found = scores.pop(0)
+        return found if isinstance(found, Round) else Round(found)
 
     return play, asked
 
@@ -48,10 +51,64 @@ def test_luck_in_the_first_games_is_not_enough():
 
 def test_a_continued_run_remembers_the_best_score():
     best, continued = Best(), Best()
-    best.wins(lambda *_: 3.0, episodes=5, seed=0)
-    continued.restore(best.state())
-    assert not continued.wins(lambda *_: 2.0, episodes=5, seed=0)
+    best.wins(lambda *_: Round(3.0, 0.5, 0.75), episodes=5, seed=0)
+    continued.restore(json.loads(json.dumps(best.state())))
+    assert not continued.wins(lambda *_: Round(2.0), episodes=5, seed=0)
     assert (continued.score, continued.episodes) == (3.0, 10)
+    assert (continued.error, continued.agreement) == (0.5, 0.75)
+
+
+# The best one: 100 points with an error of 3, it agrees in 0.8. An error of 4 makes one of 5.
+@pytest.mark.parametrize(
+    ("found", "wins", "rounds"),
+    [
+        (Round(90.0, 4.0, 0.81), True, 1),  # no worse but by luck: two errors
+        (Round(89.9, 4.0, 0.81), False, 1),  # beyond luck
+        (Round(90.0, 4.0, 0.80), False, 1),  # no nearer to the teacher, and fewer points
+        (Round(101.0, 4.0, 0.81), True, 1),  # more points, and it agrees: not luck, no more games
+        (Round(101.0, 4.0, 0.79), True, 2),  # more points alone have to be shown again
+        (Round(101.0, 4.0, None), True, 2),  # no teacher
+        (Round(99.0, 4.0, None), False, 1),
+        (Round(99.0, float("nan"), 0.9), False, 1),  # of one game: nothing is known of its luck
+        (Round(100.0, 0.0, 0.9), True, 1),
+    ],
+)
+def test_where_games_cannot_tell_two_students_apart_their_teacher_does(found, wins, rounds):
+    best = Best()
+    assert best.wins(lambda *_: Round(100.0, 3.0, 0.8), episodes=10, seed=0)
+    play, asked = games([found, found])
+    assert best.wins(play, episodes=10, seed=0) == wins
+    assert len(asked) == rounds
+    kept = found if wins else Round(100.0, 3.0, 0.8)
+    assert (best.score, best.error, best.agreement) == kept
+    assert best.episodes == (asked[-1][0] if wins else 20)
+
+
+def test_a_lucky_early_student_does_not_keep_better_ones_out():
+    """Students that only get better, judged by few noisy games: the last is the best.
+
+    Each of 400 trainings has eight checkpoints, worth 60 to 100 points and nearer to the teacher
+    each time; five games have an error of 15. What the kept one is worth: the rule is to lose less
+    than 2 points on average (0.1 here); by scores alone more than 5 are lost (6.3 here).
+    """
+    rng = np.random.default_rng(0)
+    worth = np.linspace(60, 100, 8)
+    lost = {True: 0.0, False: 0.0}
+    for _ in range(400):
+        for has_teacher in lost:
+            best, kept = Best(), 0
+            for place, true in enumerate(worth):
+
+                def play(episodes, _, true=true, place=place, has_teacher=has_teacher):
+                    error = 15 * (5 / episodes) ** 0.5
+                    agreement = 0.7 + 0.03 * place if has_teacher else None
+                    return Round(rng.normal(true, error), error, agreement)
+
+                if best.wins(play, episodes=5, seed=0):
+                    kept = place
+            lost[has_teacher] += (worth[-1] - worth[kept]) / 400
+    assert lost[True] < 2
+    assert lost[False] > 5
 
 
 @pytest.fixture(scope="module")
