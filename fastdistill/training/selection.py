@@ -96,7 +96,7 @@ class Best:
         return True
 
     def _agrees_more(self, found: Round) -> bool:
-        """Whether a network does what its teacher does more often, and plays no worse but by luck."""
+        """Whether a network agrees with its teacher more, and plays no worse but by luck."""
         if self.score is None or found.agreement is None or self.agreement is None:
             return False
         if found.agreement <= self.agreement:
