@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,6 +86,48 @@ def test_another_teachers_level_is_another_measure(tmp_path, monkeypatch):
     scores = iter([79.0, 79.0])
     students.score(games_of(tasks))
     assert saved == [0, 5]
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_frozen_teacher_decides_where_games_do_not(tmp_path, monkeypatch, version):
+    """Of two games, whose errors come together as shares of their teachers' levels."""
+    played = iter([])
+    agreement = 0.5
+
+    def play(*_, **__):
+        mean, error = next(played)
+        return SimpleNamespace(mean=mean, mean_error=error)
+
+    monkeypatch.setattr(module, "evaluate_env", play)
+    monkeypatch.setattr(module, "Probe", lambda *_: SimpleNamespace(agreement=agreement, kl=0.0))
+    students, tasks = together(
+        tmp_path, [student_of(small_network(2, 3))], ("CartPole-v1", "Acrobot-v1"),
+        (Balancer, Homing),
+    )  # fmt: skip
+    tasks[0].levels, tasks[1].levels = (0.0, 10.0), (-500.0, -100.0)
+    for task in tasks:
+        task.teacher = replace(task.teacher, version=version)
+    best = next(iter(students._best.values()))
+
+    def score(*games):
+        nonlocal played
+        played = iter(games)
+        return students.score(games_of(tasks))
+
+    # 60% and 80%, with errors of 3 and 4 points of percent: 70 with an error of 2.5.
+    values = score((6.0, 0.3), (-180.0, 16.0))
+    start = f"students/{students.all[0].name}"
+    assert values[f"{start}/share_error/CartPole-v1"] == pytest.approx(3.0)
+    assert values[f"{start}/share_error/Acrobot-v1"] == pytest.approx(4.0)
+    assert values[f"{start}/share_error"] == pytest.approx(2.5)
+    agreement = 0.6
+    score((5.0, 0.3), (-180.0, 16.0))  # 65, 1.4 errors of the difference below
+    assert best.score == pytest.approx(65.0 if version == 0 else 70.0)
+    score((4.0, 0.3), (-180.0, 16.0))  # 60, agrees as much
+    assert best.score == pytest.approx(65.0 if version == 0 else 70.0)
+    agreement = 0.7
+    score((2.0, 0.3), (-180.0, 16.0))  # 50, beyond luck
+    assert best.score == pytest.approx(65.0 if version == 0 else 70.0)
 
 
 def test_scoring_leaves_every_part_in_its_mode(tmp_path, monkeypatch):
